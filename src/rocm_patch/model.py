@@ -1,0 +1,473 @@
+"""The values that flow from stage to stage, and the errors that leave them.
+
+    Root -> Machine -> Diagnosis -> Plan -> Receipt        (Images and Trials join on the way)
+
+Every value is a frozen dataclass that `codec` writes as JSON and reads back, so that any stage can start
+from a file which another machine recorded. This module imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Generic, Literal, TypeVar
+
+T = TypeVar("T")
+
+SCHEMA: Final = 1
+
+# ------------------------------------------------------------------ exit codes and errors
+
+EXIT_FINE: Final = 0
+EXIT_PROBLEMS: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INCONCLUSIVE: Final = 3
+EXIT_NEEDS_RESTART: Final = 4
+EXIT_REFUSED: Final = 5
+
+
+class RocmPatchError(Exception):
+    """Something a user can read and act on; `exit_code` is what the command ends with."""
+
+    exit_code = EXIT_PROBLEMS
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+
+class UsageError(RocmPatchError):
+    """The command was called in a way that cannot be meant."""
+
+    exit_code = EXIT_USAGE
+
+
+class FormatError(RocmPatchError):
+    """A file is not what it claims to be. The only error that leaves a parser."""
+
+    exit_code = EXIT_INCONCLUSIVE
+
+
+class RefusedError(RocmPatchError):
+    """A safety gate said no: a foreign edit, changed facts, missing rights."""
+
+    exit_code = EXIT_REFUSED
+
+
+class KnowledgeError(RocmPatchError):
+    """A row of our own tables is wrong; names the table, the row and the key."""
+
+
+# ------------------------------------------------------------------ facts
+
+
+@dataclass(frozen=True)
+class Known(Generic[T]):
+    """A fact and where it was read. `Known(None, ...)` means: looked, and it is not there."""
+
+    value: T
+    source: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """No answer, why not, and where it was sought. Not the same as an absence."""
+
+    unknown: str
+    source: str
+
+
+Fact = Known[T] | Unknown
+
+
+# ------------------------------------------------------------------ the machine
+
+
+@dataclass(frozen=True)
+class Atomics:
+    """Whether KFD gets the PCIe atomics that it asks for before it takes a card."""
+
+    verdict: Literal["available", "not needed", "refused", "unknown"]
+    why: str
+    slot: Fact[bool]
+    firmware: Fact[int]
+    firmware_needed: int
+    """MEC firmware from which the kernel does without atomics; 0: none does, -1: never asked for."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One AMD GPU. `gfx` is the silicon, never what an override pretends."""
+
+    pci: str
+    vendor_id: str
+    device_id: str
+    revision: Fact[int]
+    name: str
+    gfx: Fact[str]
+    integrated: bool
+    kfd_node: Fact[int | None]
+    """The KFD topology node; Known(None): KFD runs and has no node for this card."""
+    driver: Fact[str | None]
+    render_node: Fact[str | None]
+    render_access: Fact[bool]
+    memory_bytes: Fact[int]
+    atomics: Atomics
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The system around the card."""
+
+    kernel: Fact[str]
+    command_line: Fact[tuple[str, ...]]
+    distribution: Fact[str]
+    distribution_version: Fact[str]
+    boot_loader: Fact[str | None]
+    secure_boot: Fact[bool]
+    container: Fact[str | None]
+    wsl: Fact[bool]
+    amdgpu_loaded: Fact[bool]
+    kfd_present: Fact[bool]
+    kfd_access: Fact[bool]
+    groups: Fact[tuple[str, ...]]
+    """Groups of the calling user."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed distribution, by its dist-info folder."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class TorchInstall:
+    """A torch seen from outside, without importing it."""
+
+    label: str
+    interpreter: str
+    site: str
+    version: Fact[str]
+    build: Fact[Literal["rocm", "cuda", "cpu"]]
+    toolkit: Fact[str | None]
+    """ROCm (or CUDA) version that this torch was built with."""
+    python: Fact[str]
+    packages: tuple[Package, ...]
+    """Device and ROCm packages beside it; placeholders (0.0.1.dev0) left out."""
+    placeholders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RocmInstall:
+    """A system-wide ROCm."""
+
+    path: str
+    version: Fact[str]
+
+
+SettingKind = Literal["environment", "module", "kernel", "preload"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value somebody set, and where. `value` None: the place unsets the name."""
+
+    name: str
+    value: str | None
+    kind: SettingKind
+    origin: str
+    """process, environment-file, pam-env, profile, environment.d, systemd, shell, desktop, launcher, conda, modprobe, cmdline, loaded, preload"""
+    path: str
+    line: int
+    reach: str
+    """Who gets it: 'login', 'session', 'service NAME', 'application NAME', 'process', 'kernel', 'boot', 'every program'."""
+    in_force: bool
+    """True where nothing later in the same reach overrides it."""
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All that was read about one machine; made by `machine.collect`."""
+
+    root: str
+    gpus: tuple[Gpu, ...]
+    other_gpus: tuple[str, ...]
+    platform: Platform
+    torches: tuple[TorchInstall, ...]
+    rocms: tuple[RocmInstall, ...]
+    settings: tuple[Setting, ...]
+    kernel_log: Fact[tuple[str, ...]]
+    unread: tuple[Unknown, ...]
+
+
+# ------------------------------------------------------------------ what the libraries contain
+
+
+@dataclass(frozen=True)
+class TargetCode:
+    """Device code for one target. A count of -1: present, not counted."""
+
+    kernels: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Safety:
+    """How code judged on another chip fares: sites by rule."""
+
+    certain: int
+    possible: int
+    rules: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Image:
+    """One place that holds, or should hold, device code.
+
+    `store` says how it is known: 'fatbin', 'compressed fatbin', 'kpack', 'tensile', 'object' were read from
+    bytes; 'package name' and 'version tag' were concluded from names, with less certainty.
+    """
+
+    path: str
+    inside: str
+    store: str
+    targets: Mapping[str, TargetCode]
+    unread: tuple[str, ...]
+    safety: Mapping[str, Safety] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Images:
+    """Device code by place, in reading order."""
+
+    files: tuple[Image, ...] = ()
+
+
+# ------------------------------------------------------------------ what ran
+
+Verdict = Literal["passed", "wrong", "crash", "hang", "stuck", "error", "skipped", "reset"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One probe, in one configuration, in one process of its own."""
+
+    probe: str
+    configuration: str
+    dtype: str
+    verdict: Verdict
+    seconds: float
+    detail: str
+    errors: Mapping[str, float]
+    """Relative L2 error by stage (forward, grad_input, ...) against a float64 reference on the CPU."""
+    bounds: Mapping[str, float]
+    kernel_log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The results table of one probing run."""
+
+    device: str
+    device_name: str
+    stack: str
+    """Fingerprint in words: torch version, device, kernel."""
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------ the diagnosis
+
+Severity = Literal["problem", "warning", "info"]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do about a finding. `remedy` is a class of the field, `id` our row, `text` exact words or commands."""
+
+    remedy: str
+    id: str
+    text: str
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or worth knowing; the same shape for every verb."""
+
+    cause: str
+    severity: Severity
+    certainty: float
+    why: tuple[str, ...]
+    remedies: tuple[Advice, ...]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Whether something can be used on this card with this stack."""
+
+    answer: Literal["yes", "no", "unknown"]
+    why: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The doctor's answer."""
+
+    findings: tuple[Finding, ...]
+    healthy: bool
+    features: Mapping[str, Feature]
+    notes: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------ plan and receipt
+
+Scope = Literal["user", "system"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A remedy and its parameters, nothing else: whoever applies derives paths and bytes from their own tables."""
+
+    remedy: str
+    scope: Scope
+    parameters: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What shall be done, and a digest of what was there when it was decided.
+
+    `facts` maps 'user:PATH' or 'system:PATH' of each managed path to the digest of its state (`root.State`);
+    applying is refused where that has changed since.
+    """
+
+    schema: int
+    steps: tuple[Step, ...]
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a transaction did."""
+
+    transaction: str
+    outcome: Literal["applied", "already there", "rolled back", "nothing to undo", "recovered", "partly rolled back"]
+    changed: tuple[str, ...]
+    left: tuple[str, ...]
+    """Paths left alone since somebody else changed them."""
+    needs: Literal["", "login", "reboot"]
+    verified: tuple[str, ...]
+    undo: str
+    """The POSIX script that undoes it without us; empty where there is none."""
+
+
+# ------------------------------------------------------------------ knowledge rows
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When a row speaks. Every field that is set must hold; versions are PEP 440 specifiers."""
+
+    gfx: tuple[str, ...] = ()
+    not_gfx: tuple[str, ...] = ()
+    rocm: str = ""
+    """Range of the ROCm that torch was built with."""
+    torch: str = ""
+    kernel: str = ""
+    system: tuple[str, ...] = ()
+    """linux, windows, wsl, container."""
+    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Name -> regular expression of the whole value; the empty expression: unset."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One observation about a remedy, with the place where it can be checked."""
+
+    remedy: str
+    outcome: Literal["works", "partial", "no effect", "harmful"]
+    kind: Literal["measured", "upstream source", "maintainer", "independent report", "inference"]
+    when: Condition
+    source: str
+    date: str
+    note: str
+
+
+@dataclass(frozen=True)
+class RemedyRow:
+    """A remedy. Its status is derived from evidence, never written here."""
+
+    id: str
+    remedy: str
+    kind: Literal["environment", "venv", "run", "manual"]
+    level: Literal["passive", "interactive", "disruptive"]
+    scope: Scope
+    title: str
+    text: str
+    commands: tuple[str, ...]
+    when: Condition
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SettingEffect:
+    """What a value of a setting does on the machines of a condition. The first effect that fits speaks."""
+
+    values: str
+    """Regular expression of the whole value; empty: any."""
+    when: Condition
+    effect: Literal["none", "harmful", "legitimate", "diagnostic"]
+    text: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """An environment variable, module parameter or file that users arrive with."""
+
+    name: str
+    kind: SettingKind
+    about: str
+    may_set: str
+    """Regular expression of the values that a plan of ours may set; empty: none."""
+    neutral: str
+    """The value that equals not setting it, for places that can only set; empty: there is none.
+    '{own}' stands for the card's own version as M.m.s."""
+    effects: tuple[SettingEffect, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A line in a log that means something, on some cards."""
+
+    id: str
+    pattern: str
+    sample: str
+    cause: str
+    severity: Severity
+    certainty: float
+    meaning: str
+    when: Condition
+    remedies: tuple[str, ...]
+    next_command: str
+    avoid: str
+    sources: tuple[str, ...]
+
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What `record` writes and `--machine FILE` reads: a machine and what its libraries contain."""
+
+    schema: int
+    tool: str
+    machine: Machine
+    images: Images
