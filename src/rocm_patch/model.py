@@ -422,9 +422,11 @@ class SettingEffect:
     values: str
     """Regular expression of the whole value; empty: any."""
     when: Condition
-    effect: Literal["none", "harmful", "legitimate", "diagnostic"]
+    effect: Literal["none", "harmful", "slows", "diagnostic", "legitimate"]
     text: str
     sources: tuple[str, ...]
+    severity: Literal["", "problem", "warning", "info"] = ""
+    """Empty: by effect: none and slows warn, harmful is a problem, diagnostic is info, legitimate is silent."""
 
 
 @dataclass(frozen=True)
@@ -457,6 +459,74 @@ class Signature:
     remedies: tuple[str, ...]
     next_command: str
     avoid: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """One PCI device id and the names it is sold under."""
+
+    id: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GpuRow:
+    """A chip. Keyed by its LLVM target; found by PCI id or by KFD's `gfx_target_version`."""
+
+    gfx: str
+    codename: str
+    architecture: str
+    gfx_target_version: int
+    generic: str
+    scope: bool
+    integrated: bool
+    atomics_free_firmware: int
+    """MEC firmware from which KFD does without PCIe atomics; 0: none does, -1: KFD never asks."""
+    sources: tuple[str, ...]
+    devices: tuple[DeviceRow, ...]
+    missing_instructions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WheelRow:
+    """One line of wheels on an index: what to ask pip for. `{gfx}` stands for the target."""
+
+    id: str
+    index: str
+    rocm: str
+    torch: str
+    packages: tuple[str, ...]
+    expect: tuple[str, ...]
+    """Distributions that must be there afterwards, placeholders not counting."""
+    gfx: tuple[str, ...]
+    python: str
+    download_megabytes: int
+    checked: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ContentRow:
+    """What wheels of an origin contain, by version tag: used where no library can be read."""
+
+    id: str
+    rocm: str
+    """Range of the ROCm in the version's local tag."""
+    split: bool
+    """True: the device code comes in packages of its own; without one there is none."""
+    targets: tuple[str, ...]
+    certainty: float
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LauncherRow:
+    """A program known to set variables of its own: shell-style files below a home."""
+
+    name: str
+    paths: tuple[str, ...]
+    """Patterns as of fnmatch, relative to a home or to a folder in it."""
     sources: tuple[str, ...]
 
 

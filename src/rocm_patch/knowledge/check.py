@@ -1,0 +1,116 @@
+"""The full test of the tables: every row complete, every reference there, every sample matched by its own row only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from rocm_patch.knowledge import Knowledge
+from rocm_patch.knowledge.conditions import valid_range
+from rocm_patch.model import Condition, GpuRow
+
+_DATE = re.compile(r"\d{4}-\d{2}(-\d{2})?")
+
+
+def problems(knowledge: Knowledge) -> Iterator[str]:
+    """Yield one sentence for each bad row; nothing if all is well."""
+    for gpu in knowledge.gpus.values():
+        yield from _gpu(knowledge, gpu)
+    for setting in knowledge.settings.values():
+        where = f"settings.toml, {setting.name}"
+        yield from _pattern(where, setting.may_set)
+        for effect in setting.effects:
+            yield from _pattern(where, effect.values)
+            yield from _condition(where, effect.when)
+            yield from _sources(where, effect.sources)
+    for remedy in knowledge.remedies.values():
+        where = f"remedies.toml, {remedy.id}"
+        if remedy.remedy not in knowledge.remedy_classes:
+            yield f"{where}: {remedy.remedy!r} is no class of remedy"
+        if remedy.kind in ("environment", "venv") and not remedy.parameters:
+            yield f"{where}: a remedy that changes something names its parameters"
+        if not any(row.remedy == remedy.id for row in knowledge.evidence):
+            yield f"{where}: no evidence at all; add a row, if only one that says who claimed it"
+        yield from _condition(where, remedy.when)
+    for number, row in enumerate(knowledge.evidence, 1):
+        where = f"evidence.toml, row {number} ({row.remedy})"
+        if row.remedy not in knowledge.remedies:
+            yield f"{where}: there is no such remedy"
+        if not _DATE.fullmatch(row.date):
+            yield f"{where}: {row.date!r} is no date"
+        yield from _condition(where, row.when)
+        yield from _sources(where, (row.source,))
+    yield from _signatures(knowledge)
+    for wheel in knowledge.wheels:
+        where = f"wheels.toml, {wheel.id}"
+        for gfx in wheel.gfx:
+            if gfx not in knowledge.gpus:
+                yield f"{where}: no GPU row for {gfx}"
+        if not valid_range(wheel.python):
+            yield f"{where}: {wheel.python!r} is no version range"
+        if not wheel.index.startswith("https://"):
+            yield f"{where}: the index is no https address"
+        yield from _sources(where, wheel.sources)
+    for content in knowledge.contents:
+        where = f"wheels.toml, content {content.id}"
+        if not valid_range(content.rocm):
+            yield f"{where}: {content.rocm!r} is no version range"
+        yield from _sources(where, content.sources)
+    for launcher in knowledge.launchers:
+        yield from _sources(f"launchers.toml, {launcher.name}", launcher.sources)
+
+
+def _gpu(knowledge: Knowledge, gpu: GpuRow) -> Iterator[str]:
+    where = f"gpus.toml, {gpu.gfx}"
+    if knowledge.chip_of_version(gpu.gfx_target_version) != gpu.gfx:
+        yield f"{where}: gfx_target_version {gpu.gfx_target_version} is another chip"
+    for device in gpu.devices:
+        if not re.fullmatch("[0-9a-f]{4}", device.id):
+            yield f"{where}: {device.id!r} is no PCI id"
+        if not device.names:
+            yield f"{where}: {device.id} has no name"
+    yield from _sources(where, gpu.sources)
+
+
+def _signatures(knowledge: Knowledge) -> Iterator[str]:
+    for row in knowledge.signatures:
+        where = f"signatures.toml, {row.id}"
+        if row.cause not in knowledge.causes:
+            yield f"{where}: {row.cause!r} is no class of cause"
+        for remedy in row.remedies:
+            if remedy not in knowledge.remedies:
+                yield f"{where}: there is no remedy {remedy!r}"
+        bad = list(_pattern(where, row.pattern))
+        yield from bad
+        if not bad and not re.search(row.pattern, row.sample):
+            yield f"{where}: the pattern does not match its own sample"
+        for other in knowledge.signatures:
+            if other.id != row.id and other.when == row.when and re.search(other.pattern, row.sample):
+                yield f"{where}: its sample is matched by {other.id} as well"
+        if not 0 < row.certainty <= 1:
+            yield f"{where}: certainty lies between 0 and 1"
+        yield from _condition(where, row.when)
+        yield from _sources(where, row.sources)
+
+
+def _pattern(where: str, pattern: str) -> Iterator[str]:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield f"{where}: {pattern!r} is no regular expression: {error}"
+
+
+def _condition(where: str, condition: Condition) -> Iterator[str]:
+    for specifier in (condition.rocm, condition.torch, condition.kernel):
+        if specifier and not valid_range(specifier):
+            yield f"{where}: {specifier!r} is no version range"
+    for pattern in condition.environment.values():
+        yield from _pattern(where, pattern)
+
+
+def _sources(where: str, sources: tuple[str, ...]) -> Iterator[str]:
+    if not sources:
+        yield f"{where}: no source"
+    for source in sources:
+        if not source.startswith("https://"):
+            yield f"{where}: {source!r} is no https address"

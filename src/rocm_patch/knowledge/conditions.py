@@ -1,0 +1,107 @@
+"""When a row speaks, and what the evidence says of a remedy in that place."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Literal
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from rocm_patch.model import Condition, Evidence
+
+Status = Literal["works", "partial", "no effect", "harmful", "untested"]
+
+STRENGTH: Final = ("measured", "upstream source", "maintainer", "independent report", "inference")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One card with one stack: what conditions are held against. None: not known."""
+
+    gfx: str | None = None
+    rocm: str | None = None
+    torch: str | None = None
+    kernel: str | None = None
+    system: frozenset[str] = frozenset({"linux"})
+    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def holds(condition: Condition, context: Context) -> bool:
+    """True if every field that the condition sets is met; what is not known meets nothing."""
+    if condition.gfx and not _any(condition.gfx, context.gfx):
+        return False
+    if condition.not_gfx and _any(condition.not_gfx, context.gfx):
+        return False
+    for specifier, version in ((condition.rocm, context.rocm), (condition.torch, context.torch), (condition.kernel, context.kernel)):
+        if specifier and not in_range(specifier, version):
+            return False
+    if condition.system and not context.system.intersection(condition.system):
+        return False
+    for name, pattern in condition.environment.items():
+        value = context.environment.get(name)
+        if (value is not None) if not pattern else (value is None or not re.fullmatch(pattern, value)):
+            return False
+    return True
+
+
+def in_range(specifier: str, version: str | None) -> bool:
+    """True if a version lies in a PEP 440 range; kernel releases and tags are cut to their numbers first."""
+    parsed = parse_version(version)
+    return parsed is not None and SpecifierSet(specifier, prereleases=True).contains(parsed)
+
+
+def parse_version(text: str | None) -> Version | None:
+    """A version out of '6.14.0-33-generic', '6.2.41133-dd7f95766' or '2.5.1+rocm6.2'; None if there is none."""
+    if not text:
+        return None
+    try:
+        return Version(Version(text).public)
+    except InvalidVersion:
+        match = re.match(r"\d+(\.\d+)*", text)
+        return Version(match.group()) if match else None
+
+
+def valid_range(specifier: str) -> bool:
+    """True if `packaging` can read it."""
+    try:
+        SpecifierSet(specifier)
+    except InvalidSpecifier:
+        return False
+    return True
+
+
+def in_scope(evidence: Iterable[Evidence], remedy: str, context: Context) -> tuple[Evidence, ...]:
+    """The observations about a remedy that were made on a card and stack like this one, strongest kind first."""
+    rows = [row for row in evidence if row.remedy == remedy and _near(row.when, context)]
+    return tuple(sorted(rows, key=lambda row: STRENGTH.index(row.kind)))
+
+
+def status(rows: Iterable[Evidence]) -> Status:
+    """A remedy's status, from observations in scope."""
+    outcomes = {row.outcome for row in rows if row.kind != "inference"}
+    if "harmful" in outcomes:
+        return "partial" if "works" in outcomes else "harmful"
+    for outcome in ("works", "partial", "no effect"):
+        if outcome in outcomes:
+            return outcome  # type: ignore[return-value]
+    return "untested"
+
+
+def recommended(rows: Iterable[Evidence]) -> bool:
+    """True with at least one success of a kind stronger than inference."""
+    return status(rows) in ("works", "partial") and any(row.outcome in ("works", "partial") and row.kind != "inference" for row in rows)
+
+
+def _near(condition: Condition, context: Context) -> bool:
+    # The stack that a remedy installs is not the stack that is there: only the card's side counts.
+    card = Condition(gfx=condition.gfx, not_gfx=condition.not_gfx, kernel=condition.kernel, system=condition.system)
+    return holds(card, context)
+
+
+def _any(patterns: Iterable[str], gfx: str | None) -> bool:
+    return gfx is not None and any(fnmatch.fnmatchcase(gfx.partition(":")[0], pattern) for pattern in patterns)
