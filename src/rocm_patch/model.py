@@ -468,6 +468,8 @@ class DeviceRow:
 
     id: str
     names: tuple[str, ...]
+    revisions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Exact names by PCI revision, two hexadecimal digits."""
 
 
 @dataclass(frozen=True)

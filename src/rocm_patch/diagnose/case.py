@@ -1,0 +1,214 @@
+"""What the rules ask of a machine: the cards in scope, what each torch covers, which override is in force, what to advise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from rocm_patch.images import READ_STORES
+from rocm_patch.knowledge import Knowledge
+from rocm_patch.knowledge.conditions import Context, in_range, in_scope, parse_version, recommended
+from rocm_patch.model import Advice, Finding, Gpu, Image, Images, Known, Machine, Setting, Severity, TorchInstall, Trials, Unknown
+
+OVERRIDE = "HSA_OVERRIDE_GFX_VERSION"
+MASKS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The targets that a torch contains, and how sure that is. `targets` None: not known."""
+
+    targets: frozenset[str] | None
+    certainty: float
+    how: str
+
+    def native(self, gfx: str, generic: str = "") -> bool:
+        """True if code for this very chip, or a generic target that covers it, is there."""
+        return self.targets is not None and (gfx in self.targets or (bool(generic) and generic in self.targets))
+
+
+@dataclass(frozen=True)
+class Override:
+    """A forced target: the value, which chip it names, and everywhere it is set."""
+
+    value: str
+    target: str | None
+    places: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A machine with everything that is known about it; built once, asked by each rule."""
+
+    machine: Machine
+    images: Images
+    trials: Trials | None
+    knowledge: Knowledge
+
+    @cached_property
+    def cards(self) -> tuple[Gpu, ...]:
+        """AMD cards that this tool is for, dedicated ones first."""
+        return tuple(sorted((gpu for gpu in self.machine.gpus if self._in_scope(gpu)), key=lambda gpu: gpu.integrated))
+
+    def _in_scope(self, gpu: Gpu) -> bool:
+        row = self.knowledge.gpus.get(gfx_of(gpu) or "")
+        return bool(row and row.scope)
+
+    @cached_property
+    def card(self) -> Gpu | None:
+        """The card that work is meant to run on."""
+        return self.cards[0] if self.cards else None
+
+    @cached_property
+    def gfx(self) -> str:
+        """Its target; empty without one."""
+        return (gfx_of(self.card) or "") if self.card else ""
+
+    @cached_property
+    def generic(self) -> str:
+        """The generic target that covers it."""
+        row = self.knowledge.gpus.get(self.gfx)
+        return row.generic if row else ""
+
+    @cached_property
+    def environment(self) -> Mapping[str, str]:
+        """What a program started now, or at the next login, finds set."""
+        values: dict[str, str] = {}
+        for setting in self.machine.settings:
+            if setting.kind == "environment" and setting.in_force and setting.value is not None and setting.reach in ("login", "session", "process"):
+                values[setting.name] = setting.value
+        return values
+
+    @cached_property
+    def rocm_torches(self) -> tuple[TorchInstall, ...]:
+        return tuple(torch for torch in self.machine.torches if isinstance(torch.build, Known) and torch.build.value == "rocm")
+
+    def coverage(self, torch: TorchInstall) -> Coverage:
+        """What a torch contains, by the best answer there is."""
+        images = [image for image in self.images.files if image.path == torch.site or image.path.startswith(torch.site + "/")]
+        read = [image for image in images if image.store in READ_STORES and image.targets]
+        named = [image for image in images if image.store == "package name"]
+        tagged = [image for image in images if image.store == "version tag"]
+        if read and not any(image.unread for image in read):
+            return Coverage(_targets(read + named), 0.97, "read in " + ", ".join(sorted({image.path.rpartition("/")[2] for image in read})))
+        if named:
+            return Coverage(_targets(named), 0.9, "its device packages say so")
+        if tagged:
+            row = next(row for row in self.knowledge.contents if row.id == tagged[0].inside)
+            return Coverage(_targets(tagged), row.certainty, f"wheels tagged +rocm{_value(torch.toolkit)} are built so")
+        return Coverage(None, 0.0, "it names no targets and its libraries could not be read")
+
+    def override(self, reaches: Iterable[str] = ("login", "session", "process")) -> Override | None:
+        """The forced target in force for programs of this user, if there is one."""
+        wanted = tuple(reaches)
+        places = tuple(
+            setting for setting in self.machine.settings if setting.name == OVERRIDE and setting.in_force and setting.value and setting.reach in wanted
+        )
+        return override_of(places)
+
+    def context(self, torch: TorchInstall | None = None) -> Context:
+        """What conditions are held against."""
+        platform = self.machine.platform
+        system = {"linux"}
+        if _value(platform.wsl):
+            system.add("wsl")
+        if _value(platform.container):
+            system.add("container")
+        return Context(
+            gfx=self.gfx or None,
+            rocm=_text(torch.toolkit) if torch else None,
+            torch=_text(torch.version) if torch else None,
+            kernel=_text(platform.kernel),
+            system=frozenset(system),
+            environment=self.environment,
+        )
+
+    # -- advice
+
+    def advise(self, *ids: str, **fields: object) -> tuple[Advice, ...]:
+        """The remedies of these ids that succeeded in scope, in the given order, with their words filled in."""
+        advice = []
+        for id_ in ids:
+            row = self.knowledge.remedies[id_]
+            evidence = in_scope(self.knowledge.evidence, id_, self.context())
+            if not recommended(evidence):
+                continue
+            words = {**self.fields(), **{key: str(value) for key, value in fields.items()}}
+            text = " ".join(part for part in (f"{row.title}.", row.text, *(f"`{command}`" for command in row.commands)) if part)
+            advice.append(Advice(row.remedy, row.id, _fill(text, words), tuple(dict.fromkeys(item.source for item in evidence))))
+        return tuple(advice)
+
+    def fields(self) -> dict[str, str]:
+        """Words that any remedy's text may use."""
+        wheel = self.wheel
+        words = {"gfx": self.gfx or "gfxNNNN", "family": "gfx1030" if self.gfx.startswith("gfx103") else "gfx1010"}
+        if wheel:
+            words |= {"index": wheel.index, "torch": wheel.torch, "megabytes": str(wheel.download_megabytes)}
+            # A shell would take the brackets and the equals signs apart.
+            words["packages"] = " ".join(f'"{package.format(gfx=self.gfx)}"' for package in wheel.packages)
+        return words
+
+    @cached_property
+    def wheel(self):  # type: ignore[no-untyped-def]  # WheelRow | None; mypy does not see through cached_property here
+        """The newest line of wheels that has this card's target."""
+        return next((row for row in self.knowledge.wheels if self.gfx in row.gfx), None)
+
+
+def override_of(places: tuple[Setting, ...]) -> Override | None:
+    """Judge what a set of places forces; the last one speaks."""
+    if not places:
+        return None
+    value = places[-1].value or ""
+    match = re.fullmatch(r"(\d{1,2})\.(\d{1,2})\.(\d{1,2})", value.strip())
+    target = None
+    if match:
+        major, minor, stepping = (int(part) for part in match.groups())
+        target = f"gfx{major}{minor:x}{stepping:x}"
+    return Override(value, target, tuple(place for place in places if place.value == value))
+
+
+def own_version(gfx: str) -> str:
+    """The value that names the chip itself: gfx1012 -> '10.1.2', gfx90a -> '9.0.10'."""
+    digits = gfx.removeprefix("gfx")
+    return f"{digits[:-2]}.{int(digits[-2], 16)}.{int(digits[-1], 16)}"
+
+
+def finding(cause: str, severity: Severity, certainty: float, why: Iterable[str], remedies: tuple[Advice, ...] = ()) -> Finding:
+    """A finding; certainty is rounded so that documents compare."""
+    return Finding(cause, severity, round(certainty, 2), tuple(why), remedies)
+
+
+def where(places: Iterable[Setting]) -> str:
+    """Where a value is set, in words: files with lines first, the running process only if no file says it."""
+    listed = list(places)
+    files = [f"{place.path} line {place.line}" for place in listed if place.origin != "process"]
+    return ", ".join(dict.fromkeys(files)) or "the environment of this process"
+
+
+def gfx_of(gpu: Gpu | None) -> str | None:
+    """The silicon's target, or None where it is not known."""
+    return gpu.gfx.value if gpu and isinstance(gpu.gfx, Known) else None
+
+
+def older(version: str | None, than: str) -> bool:
+    """True if a version is known and older."""
+    return parse_version(version) is not None and in_range(f"<{than}", version)
+
+
+def _targets(images: Iterable[Image]) -> frozenset[str]:
+    return frozenset(target for image in images for target in image.targets)
+
+
+def _value(fact: object) -> object:
+    return fact.value if isinstance(fact, Known) else None
+
+
+def _text(fact: Known[str] | Known[str | None] | Unknown) -> str | None:
+    return fact.value if isinstance(fact, Known) else None
+
+
+def _fill(text: str, words: Mapping[str, str]) -> str:
+    # Not str.format: a command may hold braces of its own.
+    return re.sub(r"\{(\w+)\}", lambda match: words.get(match.group(1), match.group()), text)

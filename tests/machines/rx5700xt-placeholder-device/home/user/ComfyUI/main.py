@@ -1,0 +1,1 @@
+"""Start of a ComfyUI checkout, reduced to its file name."""

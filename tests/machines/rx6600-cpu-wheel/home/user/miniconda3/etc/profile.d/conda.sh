@@ -1,0 +1,1 @@
+export CONDA_EXE='/home/user/miniconda3/bin/conda'

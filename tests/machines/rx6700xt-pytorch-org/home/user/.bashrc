@@ -1,0 +1,10 @@
+# ~/.bashrc: executed by bash(1) for non-login shells.
+case $- in
+    *i*) ;;
+      *) return;;
+esac
+HISTCONTROL=ignoreboth
+alias ll='ls -alF'
+
+# Navy Flounder runs gfx1030 code
+export HSA_OVERRIDE_GFX_VERSION=10.3.0
