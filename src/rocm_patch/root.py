@@ -17,7 +17,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from rocm_patch.model import Known, RefusedError, RocmPatchError, Unknown
 
@@ -26,6 +26,7 @@ LINK_LIMIT: Final = 40
 TEMPORARY_PREFIX: Final = ".rocm-patch-"
 """Readers of drop-in folders skip names that start with a dot and have none of their endings."""
 
+_TEMPORARY: Final = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{16}")
 _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR)
 _NUMBER: Final = re.compile(r"(\d+)")
 
@@ -34,6 +35,21 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key that puts `node10` after `node2`."""
     parts = _NUMBER.split(name)
     return tuple((int(part), "") if index % 2 else (-1, part) for index, part in enumerate(parts))
+
+
+def parent_of(path: str) -> str:
+    """The folder of a path in a tree; empty for the anchor."""
+    return path.rpartition("/")[0]
+
+
+def join(folder: str, name: str) -> str:
+    """A path in a tree; the anchor's is empty."""
+    return f"{folder}/{name}".lstrip("/")
+
+
+def temporary_name() -> str:
+    """A new name that readers of drop-in folders skip."""
+    return TEMPORARY_PREFIX + secrets.token_hex(8)
 
 
 def _parts(path: str) -> list[str]:
@@ -94,7 +110,7 @@ class Root:
         """The same as text; what is not UTF-8 is replaced, a final newline stays."""
         answer = self.read(path, limit)
         if isinstance(answer, Unknown) or answer.value is None:
-            return answer  # type: ignore[return-value]  # Known(None) fits both
+            return answer if isinstance(answer, Unknown) else Known(None, path)
         return Known(answer.value.decode("utf-8", "replace"), path)
 
     def word(self, path: str) -> Known[str | None] | Unknown:
@@ -142,7 +158,7 @@ class Root:
             return None
 
     @staticmethod
-    def _missing(error: OSError, path: str) -> Known[None] | Unknown:  # type: ignore[type-arg]
+    def _missing(error: OSError, path: str) -> Known[Any] | Unknown:
         if error.errno in _ABSENT:
             return Known(None, path)
         return Unknown(error.strerror or str(error), path)
@@ -220,7 +236,11 @@ class Tree:
         self._note("mkdir", path, mode=mode)
         with self._parent(path) as (folder, name):
             os.mkdir(name, mode, dir_fd=folder)
-            os.chmod(name, mode, dir_fd=folder)  # the caller's umask has no say
+            descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                os.fchmod(descriptor, mode)  # the caller's umask has no say
+            finally:
+                os.close(descriptor)
 
     def create(self, path: str, data: bytes, mode: int = 0o600) -> None:
         """Create a file that must not exist yet, and write it; not durable before `sync`."""
@@ -243,7 +263,7 @@ class Tree:
             os.symlink(target, name, dir_fd=folder)
 
     def dress(self, path: str, state: State) -> None:
-        """Give a file of ours the owner, mode and attributes of `state`."""
+        """Give a file, link or folder of ours the owner, mode and attributes of `state`."""
         self._note("dress", path, mode=state.mode)
         with self._parent(path) as (folder, name):
             if state.kind == "link":
@@ -255,8 +275,8 @@ class Tree:
                 if (now.st_uid, now.st_gid) != (state.uid, state.gid):
                     os.fchown(descriptor, state.uid, state.gid)
                 os.fchmod(descriptor, state.mode)
-                for key, value in state.attributes:
-                    os.setxattr(descriptor, key, value)
+                if state.kind == "file":
+                    _set_attributes(descriptor, state.attributes)
             finally:
                 os.close(descriptor)
 
@@ -294,18 +314,30 @@ class Tree:
         with self._parent(path) as (folder, name):
             os.rmdir(name, dir_fd=folder)
 
+    def remove_tree(self, path: str) -> None:
+        """Remove a folder of ours with all that is in it, by descriptor. For folders whose content others made for us."""
+        self._note("rmtree", path)
+        with self._parent(path) as (folder, name):
+            for _, folders, files, inner in os.fwalk(name, topdown=False, dir_fd=folder):
+                for file in files:
+                    os.unlink(file, dir_fd=inner)
+                for sub in folders:
+                    try:
+                        os.rmdir(sub, dir_fd=inner)
+                    except NotADirectoryError:  # a link to a folder is listed as one
+                        os.unlink(sub, dir_fd=inner)
+            os.rmdir(name, dir_fd=folder)
+
     # -- composed of them
 
-    def ensure_folder(self, path: str, mode: int = 0o755) -> list[str]:
-        """Create a folder and its parents, durable; returns those that were made, outermost first."""
-        made, walked = list[str](), ""
-        for part in _parts(path):
-            parent, walked = walked, f"{walked}/{part}".lstrip("/")
-            if self.state_kind(walked) == "absent":
-                self.make_folder(walked, mode)
-                self.sync_folder(parent)
-                made.append(walked)
-        return made
+    def missing_folders(self, path: str) -> list[str]:
+        """The folders above a path that are not there, outermost first."""
+        missing, walked = list[str](), ""
+        for part in _parts(path)[:-1]:
+            walked = f"{walked}/{part}".lstrip("/")
+            if missing or self.state_kind(walked) == "absent":
+                missing.append(walked)
+        return missing
 
     def state_kind(self, path: str) -> str:
         """The kind of what is at a path, without reading it."""
@@ -316,36 +348,65 @@ class Tree:
             return "absent"
 
     def put(self, path: str, state: State) -> None:
-        """Bring a path to `state`, atomically and durably; its folder must exist. No call is made if it is so already."""
+        """Bring a path to `state`, atomically and durably; its folder must exist. No call is made if it is so already.
+
+        A folder is made or removed empty; a folder in the place of something else, or the reverse, is an error.
+        """
         now = self.state(path)
         if now == state:
             return
-        folder, _, name = path.rpartition("/")
+        folder = parent_of(path)
         if state.kind == "absent":
-            self.remove(path)
+            if now.kind == "folder":
+                self.remove_folder(path)
+            else:
+                self.remove(path)
         else:
-            temporary = f"{folder}/{TEMPORARY_PREFIX}{secrets.token_hex(8)}".lstrip("/")
+            temporary = join(folder, temporary_name())
             try:
-                if state.kind == "link":
+                if state.kind == "folder":
+                    self.make_folder(temporary, state.mode)
+                    self.dress(temporary, state)
+                    self.sync_folder(temporary)
+                elif state.kind == "link":
                     self.make_link(temporary, state.target)
                     self.dress(temporary, state)
-                else:
+                elif state.kind == "file":
                     self.create(temporary, state.data)
                     self.dress(temporary, state)
                     self.sync(temporary)
+                else:
+                    raise RefusedError(f"{path}: {state.kind!r} is nothing that we would make")
                 self.rename(temporary, path)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    self.remove(temporary)
+                    if state.kind == "folder":
+                        self.remove_folder(temporary)
+                    else:
+                        self.remove(temporary)
                 raise
         self.sync_folder(folder)
 
+    def temporaries(self, folder: str) -> list[str]:
+        """Paths in a folder that bear our temporary names, whatever they are. Nobody else makes these names."""
+        return [join(folder, name) for name in self.names(folder) if _TEMPORARY.fullmatch(name)]
+
     def sweep_temporaries(self, folder: str) -> None:
-        """Remove what a killed `put` left in a folder. Nobody else makes these names."""
-        for name in self.names(folder):
-            if re.fullmatch(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{16}", name):
-                self.remove(f"{folder}/{name}".lstrip("/"))
-                self.sync_folder(folder)
+        """Remove what a killed `put` left in a folder: files, links and empty folders."""
+        for path in self.temporaries(folder):
+            if self.state_kind(path) != "folder":
+                self.remove(path)
+            elif not self.names(path):
+                self.remove_folder(path)
+            else:
+                continue
+            self.sync_folder(folder)
+
+    @contextlib.contextmanager
+    def opened(self, path: str) -> Iterator[int]:
+        """The descriptor of a folder, for a lock on it."""
+        with self._folder(_parts(path), path) as descriptor:
+            yield descriptor
 
     # -- walking
 
@@ -365,7 +426,8 @@ class Tree:
                 except OSError as error:
                     if error.errno in (errno.ELOOP, errno.ENOTDIR):
                         # O_DIRECTORY|O_NOFOLLOW on a link answers ENOTDIR, as a plain file does.
-                        raise RefusedError(f"{self.anchor}: {part!r} in {path} is a link or no folder; links are not followed when writing") from error
+                        why = f"{self.anchor}: {part!r} in {path} is a link or no folder; links are not followed when writing"
+                        raise RefusedError(why) from error
                     raise
                 os.close(descriptor)
                 descriptor = inner
@@ -411,10 +473,22 @@ def _state_at(folder: int, name: str, path: str, limit: int) -> State:
 
 
 def _attributes(descriptor: int) -> tuple[tuple[str, bytes], ...]:
+    """Extended attributes, less `trusted.*`: root alone sees those, and a digest must not depend on who looks."""
     try:
         names = sorted(os.listxattr(descriptor))
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP):
             return ()
         raise
-    return tuple((name, os.getxattr(descriptor, name)) for name in names)
+    return tuple((name, os.getxattr(descriptor, name)) for name in names if not name.startswith("trusted."))
+
+
+def _set_attributes(descriptor: int, wanted: tuple[tuple[str, bytes], ...]) -> None:
+    now = dict(_attributes(descriptor))
+    for key, value in wanted:
+        if now.get(key) != value:
+            os.setxattr(descriptor, key, value)
+    for key in now.keys() - dict(wanted).keys():
+        # A new file may get labels from the kernel and an access list from its folder: the first stay, the second is not ours.
+        if not key.startswith("security."):
+            os.removexattr(descriptor, key)

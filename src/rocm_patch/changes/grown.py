@@ -1,0 +1,126 @@
+"""Folders that a child fills for us, a venv: born with a marker, taken away by one rename, removed only if all in it is ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Final
+
+from rocm_patch.changes.record import digest
+from rocm_patch.model import RefusedError
+from rocm_patch.root import TEMPORARY_PREFIX, State, Tree, join, parent_of, temporary_name
+
+MARKER: Final = ".rocm-patch"
+"""In the folder; holds the id of the transaction that made it."""
+CACHE: Final = "__pycache__"
+"""Python writes these whenever somebody imports; they are nobody's work."""
+
+
+def marker_of(tree: Tree, path: str) -> str:
+    """The transaction that made the folder at a path of the tree; empty where it is not ours."""
+    if tree.state_kind(path) != "folder":
+        return ""
+    state = tree.state(join(path, MARKER), limit=4096)
+    return state.data.decode("ascii", "replace").strip() if state.kind == "file" else ""
+
+
+def plant(tree: Tree, path: str, transaction: str, mode: int) -> None:
+    """Make the folder with its marker, in one rename: it is never there without saying whose it is."""
+    temporary = join(parent_of(path), temporary_name())
+    tree.make_folder(temporary, mode)
+    try:
+        tree.create(join(temporary, MARKER), transaction.encode() + b"\n", 0o644)
+        tree.sync(join(temporary, MARKER))
+        tree.sync_folder(temporary)
+        if tree.state_kind(path) != "absent":  # rename would replace an empty folder of somebody else's
+            raise RefusedError(f"{path} has come into being meanwhile; it is not ours")
+        tree.rename(temporary, path)
+    except Exception:
+        tree.remove_tree(temporary)
+        raise
+    tree.sync_folder(parent_of(path))
+
+
+def tomb_of(path: str, transaction: str) -> str:
+    """Where a transaction moves the folder before it is removed."""
+    return join(parent_of(path), TEMPORARY_PREFIX + digest(f"{transaction} {path}".encode())[:16])
+
+
+def set_aside(tree: Tree, path: str, transaction: str) -> None:
+    """Take the folder out of reach, undone by `bring_back`."""
+    tree.rename(path, tomb_of(path, transaction))
+    tree.sync_folder(parent_of(path))
+
+
+def bring_back(tree: Tree, path: str, transaction: str) -> None:
+    """Undo `set_aside`."""
+    tree.rename(tomb_of(path, transaction), path)
+    tree.sync_folder(parent_of(path))
+
+
+def clear_tomb(tree: Tree, path: str, transaction: str) -> None:
+    """Remove what `set_aside` took away; may be repeated after a kill."""
+    tomb = tomb_of(path, transaction)
+    if tree.state_kind(tomb) == "folder":
+        tree.remove_tree(tomb)
+        tree.sync_folder(parent_of(path))
+
+
+def clear_unborn(tree: Tree, path: str, transaction: str) -> None:
+    """Remove what a killed `plant` of this transaction left beside the path."""
+    for found in tree.temporaries(parent_of(path)):
+        if tree.state_kind(found) == "folder" and marker_of(tree, found) == transaction:
+            tree.remove_tree(found)
+            tree.sync_folder(parent_of(path))
+
+
+def manifest(folder: str) -> bytes:
+    """Name, kind and digest of everything in a folder of this machine, less caches."""
+    found: dict[str, str] = {}
+    for at, folders, files in os.walk(folder, followlinks=False, onerror=_raise):
+        folders[:] = sorted(name for name in folders if name != CACHE)
+        for name in sorted([*files, *(name for name in folders if os.path.islink(os.path.join(at, name)))]):
+            path = os.path.join(at, name)
+            found[os.path.relpath(path, folder)] = _mark(path)
+    return json.dumps(found, sort_keys=True, indent=0, ensure_ascii=True).encode()
+
+
+def strangers(folder: str, known: bytes) -> list[str]:
+    """What in a folder of this machine is not as the manifest says: additions and changes, not what is gone."""
+    ours = json.loads(known)
+    now = json.loads(manifest(folder))
+    return sorted(path for path, mark in now.items() if ours.get(path) != mark)
+
+
+def sums(known: bytes) -> bytes:
+    """The files of a manifest as `sha256sum -c` reads them; names with control characters are left out, which fails safe."""
+    rows = json.loads(known).items()
+    return "".join(f"{mark[5:]}  ./{path}\n" for path, mark in rows if mark.startswith("file ") and path.isprintable() and "\\" not in path).encode()
+
+
+def counts(known: bytes) -> tuple[int, int]:
+    """How many files and how many links a manifest has."""
+    marks = list(json.loads(known).values())
+    return sum(mark.startswith("file ") for mark in marks), sum(not mark.startswith("file ") for mark in marks)
+
+
+def _mark(path: str) -> str:
+    if os.path.islink(path):
+        return "link " + os.readlink(path)
+    if not os.path.isfile(path):
+        return "other"
+    mark = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            mark.update(chunk)
+    return "file " + mark.hexdigest()
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def folder_state(mode: int) -> State:
+    """What the planted folder looks like from outside."""
+    return State("folder", mode, os.geteuid(), os.getegid())

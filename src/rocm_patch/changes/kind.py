@@ -1,0 +1,91 @@
+"""What a kind of change is: four functions and a few words about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from rocm_patch.changes.places import Ground
+from rocm_patch.changes.record import Record, fits
+from rocm_patch.model import RemedyRow, Scope, SettingRow, Step
+from rocm_patch.root import State, Tree
+
+Needs = Literal["", "login", "reboot"]
+
+
+class Tables(Protocol):
+    """The part of our knowledge that says what a plan may do."""
+
+    @property
+    def remedies(self) -> Mapping[str, RemedyRow]:
+        """By id."""
+
+    @property
+    def settings(self) -> Mapping[str, SettingRow]:
+        """By name."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a kind sees when it renders: the tables, what is there now, and which of it is ours."""
+
+    ground: Ground
+    tree: Tree
+    tables: Tables
+    active: tuple[Record, ...]
+    journal_read: bool = True
+    """False where the journal is closed to this user; a file's own words must then do."""
+
+    def now(self, path: str) -> State:
+        """What is at a path."""
+        return self.tree.state(self.ground.at(path))
+
+    def ours(self, path: str) -> bool:
+        """Whether the path is as the newest transaction in force left it."""
+        for record in reversed(self.active):
+            for entry in record.entries:
+                if entry.path == path:
+                    return fits(self.now(path), entry.after)
+        return False
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path and what it shall be. `grown`: a folder that `activate` fills."""
+
+    path: str
+    after: State
+    grown: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What `activate` and `verify` get: the transaction under way."""
+
+    ground: Ground
+    tree: Tree
+    tables: Tables
+    transaction: str
+    lock: int
+    """Descriptor of the journal's lock. Long-lived children inherit it: recovery waits for them."""
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of change.
+
+    validate: a step is allowed by the tables; RefusedError or FormatError if not.
+    render: the paths and contents that all steps of this kind come to. Pure: reads, never writes.
+    activate: make the new files count, after they are in place.
+    verify: lines that say what was seen to hold; RocmPatchError if it does not.
+    """
+
+    name: str
+    scopes: tuple[Scope, ...]
+    needs: Needs
+    validate: Callable[[Step, Tables], None]
+    render: Callable[[Sequence[Step], Look], tuple[Change, ...]]
+    activate: Callable[[Sequence[Step], Sequence[Change], Work], None]
+    verify: Callable[[Sequence[Step], Sequence[Change], Work], tuple[str, ...]]
