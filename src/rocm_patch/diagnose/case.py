@@ -136,7 +136,7 @@ class Case:
             if not recommended(evidence):
                 continue
             words = {**self.fields(), **{key: str(value) for key, value in fields.items()}}
-            text = " ".join(part for part in (f"{row.title}.", row.text, *(f"`{command}`" for command in row.commands)) if part)
+            text = "\n".join((f"{row.title}. {row.text}".strip(), *(f"$ {command}" for command in row.commands)))
             advice.append(Advice(row.remedy, row.id, _fill(text, words), tuple(dict.fromkeys(item.source for item in evidence))))
         return tuple(advice)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rocm_patch.model import Fact, Known, Package, TorchInstall, Unknown
+from rocm_patch.model import Fact, Known, Package, RocmPatchError, TorchInstall, Unknown
 from rocm_patch.root import Root
 
 PLACEHOLDER = "0.0.1.dev0"
@@ -225,12 +225,16 @@ def named(root: Root, interpreter: str) -> Iterator[Prefix]:
 
 def _real_prefix(interpreter: str) -> str | None:
     """Where a start script or a link really leads: the interpreter is asked, without site and without bytecode."""
-    from rocm_patch import run
+    from rocm_patch.run import run
 
     if not os.access(interpreter, os.X_OK):
         return None
-    answer = run.child([interpreter, "-I", "-S", "-B", "-c", "import sys; print(sys.prefix)"], timeout=10)
-    return answer.output.strip().splitlines()[-1] if answer.code == 0 and answer.output.strip() else None
+    try:
+        ended = run([interpreter, "-I", "-S", "-B", "-c", "import sys; print(sys.prefix)"], timeout=10, environment=dict(os.environ))
+    except RocmPatchError:
+        return None
+    lines = ended.out.decode("utf-8", "replace").split()
+    return lines[-1] if ended.code == 0 and lines else None
 
 
 def _folders(root: Root, home: str) -> Iterator[str]:

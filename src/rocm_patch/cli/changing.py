@@ -1,0 +1,5 @@
+"""Verbs that change something."""
+from __future__ import annotations
+import typer
+def register(app: typer.Typer) -> None:
+    """Add."""

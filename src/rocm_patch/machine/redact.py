@@ -1,0 +1,53 @@
+"""Take out of a recording what says who and where somebody is: user and host names, homes, serials, MACs, addresses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from rocm_patch import codec
+from rocm_patch.model import Known, Recording
+
+_GROUPS = {"render", "video", "root", "wheel", "sudo", "docker", "adm", "users", "input", "kvm"}
+_WORDS = re.compile(r"^(amdgpu|radeon|iommu|amd_iommu|intel_iommu|pci|pcie_|nomodeset|quiet|splash|ro|rw|mitigations|drm|video|processor|idle|panic)")
+_PATTERNS = (
+    (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE), "<uuid>"),
+    (re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", re.IGNORECASE), "<mac>"),
+    (re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])"), "<address>"),
+    (re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"), "<mail>"),
+    (re.compile(r"(?i)\b(serial(?: number)?|unique_id)(\W+)\w+"), r"\1\2<serial>"),
+    (re.compile(r"/(home|Users|users)/[^/\s:\"']+"), "/home/user"),
+)
+
+
+def recording(value: Recording, names: Iterable[str]) -> Recording:
+    """The same recording with `names` (the user's, the host's) and everything of the patterns replaced."""
+    platform = value.machine.platform
+    if isinstance(platform.groups, Known):
+        platform = replace(platform, groups=Known(tuple(group for group in platform.groups.value if group in _GROUPS), platform.groups.source))
+    if isinstance(platform.command_line, Known):
+        kept = tuple(word for word in platform.command_line.value if _WORDS.match(word))
+        platform = replace(platform, command_line=Known(kept, platform.command_line.source))
+    value = replace(value, machine=replace(value.machine, root="/", platform=platform))
+    words = [re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])") for name in names if len(name) > 2 and name not in ("root", "user")]
+    plain = _walk(codec.encode(value), words)
+    return codec.decode(Recording, plain, "recording")  # type: ignore[no-any-return]
+
+
+def text(line: str, words: Iterable[re.Pattern[str]] = ()) -> str:
+    """One string, redacted."""
+    for pattern, put in _PATTERNS:
+        line = pattern.sub(put, line)
+    for word in words:
+        line = word.sub("<name>", line)
+    return line
+
+
+def _walk(value: Any, words: list[re.Pattern[str]]) -> Any:
+    if isinstance(value, dict):
+        return {key: _walk(item, words) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_walk(item, words) for item in value]
+    return text(value, words) if isinstance(value, str) else value

@@ -1,0 +1,151 @@
+"""Diagnosis -> Steps: which remedies shall be applied, and with which parameters. Pure; nothing is touched.
+
+The mildest that works comes first: a wheel in a virtual environment of its own, then settings. By default a plan holds
+what the problems ask for and takes settings out that do nothing; whatever else has an id is added by naming it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rocm_patch.diagnose.case import OVERRIDE, Case, own_version
+from rocm_patch.diagnose.folklore import effect_of
+from rocm_patch.diagnose.stack import DROP_IN, legitimate_value
+from rocm_patch.knowledge.conditions import in_range, in_scope, parse_version, recommended, status
+from rocm_patch.model import Diagnosis, RefusedError, Scope, Setting, Step, UsageError, WheelRow
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user decided: remedies by name with their values, where wheels come from, which Python."""
+
+    remedies: tuple[str, ...] = ()
+    values: Mapping[str, str] | None = None
+    index: str = ""
+    pythons: tuple[tuple[str, str], ...] = ()
+    """Interpreters to build an environment with, as (path, version), best first."""
+    name: str = ""
+
+
+def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...]:
+    """The steps of a plan, mildest first; empty if there is nothing to do.
+
+    Raises UsageError for an unknown id or a missing value, RefusedError for a remedy that has no success in scope.
+    """
+    ids = choices.remedies or _wanted(case, diagnosis)
+    made: list[Step] = []
+    for id_ in dict.fromkeys(ids):
+        row = case.knowledge.remedies.get(id_)
+        if row is None:
+            raise UsageError(f"there is no remedy {id_!r}", "known: " + ", ".join(sorted(case.knowledge.remedies)))
+        if choices.remedies:
+            evidence = in_scope(case.knowledge.evidence, id_, case.context())
+            if not recommended(evidence):
+                raise RefusedError(f"{id_}: {status(evidence)} on {case.gfx or 'this machine'}", "; ".join(item.note for item in evidence[:2]))
+        if row.kind == "manual":
+            if choices.remedies:
+                raise UsageError(f"{id_} is done by hand: {row.title}", row.text)
+            continue
+        if row.kind == "venv":
+            made.append(_venv(case, id_, choices))
+        elif row.kind == "environment":
+            made.extend(_environment(case, id_, choices.values or {}))
+    return tuple(sorted(_merged(made), key=lambda step: (step.scope == "system", step.remedy)))
+
+
+def _wanted(case: Case, diagnosis: Diagnosis) -> tuple[str, ...]:
+    ids: list[str] = []
+    for finding in diagnosis.findings:
+        drops = finding.cause == "folklore_setting" and finding.severity != "info"
+        if finding.severity != "problem" and not drops:
+            continue
+        changes = [advice.id for advice in finding.remedies if case.knowledge.remedies[advice.id].kind in ("venv", "environment")]
+        # The first that changes something; the removal of what harms comes with it, alternatives do not.
+        ids += changes[:1] + [id_ for id_ in changes[1:] if id_.startswith("drop-")]
+    if "native-wheel" in ids and "rocm-wheel" in ids:
+        ids = [id_ for id_ in ids if id_ != "rocm-wheel"]
+    return tuple(dict.fromkeys(ids))
+
+
+# ------------------------------------------------------------------ environments
+
+
+def _environment(case: Case, id_: str, values: Mapping[str, str]) -> Iterable[Step]:
+    if id_ == "drop-override":
+        return _drops(case, id_, [setting for setting in _in_files(case) if setting.name == OVERRIDE])
+    if id_ == "drop-setting":
+        return _drops(case, id_, [setting for setting in _in_files(case) if setting.name != OVERRIDE and _to_drop(case, setting)])
+    if id_ == "set-override":
+        value = values.get("value") or next((found for torch in case.rocm_torches if (found := legitimate_value(case.gfx, case.coverage(torch)))), "")
+        if not value:
+            raise RefusedError(f"no override is sound for {case.gfx or 'this card'} with the torch that is installed")
+        return [Step(id_, "user", {"set": (f"{OVERRIDE}={value}",)})]
+    if id_ == "miopen-find-fast":
+        return [Step(id_, "user", {"set": ("MIOPEN_FIND_MODE=FAST",)})]
+    if id_ == "mask-igpu":
+        value = values.get("value", "0")
+        return [Step(id_, "user", {"set": (f"ROCR_VISIBLE_DEVICES={value}",)})]
+    raise UsageError(f"{id_} cannot be planned by this version")
+
+
+def _in_files(case: Case) -> list[Setting]:
+    return [
+        setting
+        for setting in case.machine.settings
+        if setting.kind == "environment" and setting.in_force and setting.value is not None and setting.origin in DROP_IN and not setting.ours
+    ]
+
+
+def _to_drop(case: Case, setting: Setting) -> bool:
+    effect = effect_of(case, setting.name, setting.value or "")
+    return effect is not None and effect.effect != "legitimate" and (effect.severity or effect.effect) not in ("info", "diagnostic")
+
+
+def _drops(case: Case, id_: str, places: Sequence[Setting]) -> list[Step]:
+    made = []
+    for scope, origins in (("user", ("environment.d",)), ("system", ("environment-file", "pam-env", "profile"))):
+        pairs = tuple(f"{place.name}={place.value}" for place in places if place.origin in origins)
+        if pairs:
+            own = {"own": (own_version(case.gfx),)} if scope == "user" and case.gfx else {}
+            made.append(Step(id_, _scope(scope), {"unset": pairs, **own}))
+    return made
+
+
+def _scope(word: str) -> Scope:
+    return "user" if word == "user" else "system"
+
+
+def _merged(made: Iterable[Step]) -> list[Step]:
+    merged: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
+    for step in made:
+        parameters = merged.setdefault((step.remedy, step.scope), {})
+        for key, values in step.parameters.items():
+            parameters[key] = tuple(dict.fromkeys(parameters.get(key, ()) + tuple(values)))
+    return [Step(remedy, _scope(scope), parameters) for (remedy, scope), parameters in merged.items()]
+
+
+# ------------------------------------------------------------------ wheels
+
+
+def _venv(case: Case, id_: str, choices: Choices) -> Step:
+    row: WheelRow | None = case.wheel
+    if row is None:
+        raise RefusedError(f"no index offers wheels for {case.gfx or 'this card'}", "see `rocm-patch doctor` for what else there is")
+    python = next((path for path, version in choices.pythons if in_range(row.python, version)), "")
+    if not python:
+        have = ", ".join(f"{path} ({version})" for path, version in choices.pythons) or "none was found"
+        raise UsageError(f"no interpreter fits: these wheels need Python {row.python}", f"name one with --venv-python; {have}")
+    gfx = case.gfx
+    return Step(
+        id_,
+        "user",
+        {
+            "gfx": (gfx,),
+            "packages": tuple(package.format(gfx=gfx) for package in row.packages),
+            "expect": tuple(package.format(gfx=gfx) for package in row.expect),
+            "index": (choices.index or row.index,),
+            "python": (python,),
+            "name": (choices.name or f"torch-{parse_version(row.torch)}-{gfx}",),
+        },
+    )
