@@ -6,23 +6,42 @@ copy of this code (`changes.privileged`), which gets ids and parameters and deri
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import json
+import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final, NoReturn
 
-from rocm_patch import knowledge
-from rocm_patch.changes import KINDS, Kind, Locations, Tables, engine, facts, preview
+from rocm_patch import codec, knowledge
+from rocm_patch.changes import KINDS, Kind, Locations, Tables, elevate, engine, facts, preview, privileged
 from rocm_patch.changes.engine import ManagedFile, ScopeStatus
-from rocm_patch.changes.journal import Journal
+from rocm_patch.changes.journal import Journal, is_transaction
 from rocm_patch.changes.transaction import recover as recover_journal
-from rocm_patch.model import SCHEMA, FormatError, Plan, Receipt, RefusedError, RocmPatchError, Scope
+from rocm_patch.model import SCHEMA, FormatError, Plan, Receipt, RefusedError, RocmPatchError, Scope, UsageError
+from rocm_patch.run import CLEAN
+
+NOTHING: Final = Receipt("", "nothing to undo", (), (), "", (), "")
+PLAN_LIMIT: Final = 1 << 20
 
 
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+# ------------------------------------------------------------------ apply
+
+
 def apply(
-    plan: Plan, locations: Locations, *, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS, say: engine.Say = _say
+    plan: Plan,
+    locations: Locations,
+    *,
+    tables: Tables | None = None,
+    kinds: Sequence[Kind] = KINDS,
+    say: engine.Say = _say,
+    zipapp: str = privileged.INSTALLED,
 ) -> tuple[Receipt, ...]:
     """Apply a plan: one transaction a scope, user scope first; if a later one fails the earlier is taken back.
 
@@ -30,15 +49,30 @@ def apply(
         RefusedError: changed facts, a foreign edit, a step that the tables do not allow, missing rights.
         RocmPatchError: it failed; everything is as before unless the text says otherwise.
     """
+    privileged.refuse_sudo()
     tables = tables or knowledge.load()
     _check_plan(plan, locations, tables, kinds)
+    by_root = _needs_root(plan, locations, tables, kinds)
+    if by_root:
+        privileged.check(locations.cache_home, zipapp)  # before anything is done
     transaction = engine.new_transaction()
     receipts = list[Receipt]()
     try:
         for scope in locations.scopes():
-            steps = [step for step in plan.steps if step.scope == scope]
-            if steps:
-                receipts.append(_apply_scope(plan, scope, locations, tables=tables, kinds=kinds, transaction=transaction, say=say))
+            steps = tuple(step for step in plan.steps if step.scope == scope)
+            if not steps:
+                continue
+            if scope == "system" and by_root:
+                mine = Plan(plan.schema, steps, {label: mark for label, mark in plan.facts.items() if label.startswith("system:")})
+                receipts.append(
+                    elevate.ask_root(Receipt, locations, zipapp, "apply", "--transaction", transaction, document=codec.dumps(mine))
+                )  # fmt: skip
+            else:
+                ground = locations.ground(scope)
+                with _readable():
+                    receipts.append(
+                        engine.apply_scope(steps, plan.facts, ground, tables=tables, kinds=kinds, transaction=transaction, say=say)
+                    )  # fmt: skip
     except BaseException:
         if any(receipt.outcome == "applied" for receipt in receipts):
             engine.rollback_scope(locations.ground("user"), kinds, tables, [transaction])
@@ -60,14 +94,19 @@ def _check_plan(plan: Plan, locations: Locations, tables: Tables, kinds: Sequenc
     engine.validate(plan.steps, tables, kinds)
 
 
-def _apply_scope(
-    plan: Plan, scope: Scope, locations: Locations, *, tables: Tables, kinds: Sequence[Kind], transaction: str, say: engine.Say
-) -> Receipt:  # fmt: skip
-    steps = [step for step in plan.steps if step.scope == scope]
-    try:
-        return engine.apply_scope(steps, plan.facts, locations.ground(scope), tables=tables, kinds=kinds, transaction=transaction, say=say)
-    except OSError as error:
-        raise _readable(error) from error
+def _needs_root(plan: Plan, locations: Locations, tables: Tables, kinds: Sequence[Kind]) -> bool:
+    """Whether the system steps change something that this process may not write."""
+    steps = [step for step in plan.steps if step.scope == "system"]
+    if not steps or os.geteuid() == 0:
+        return False
+    ground = locations.ground("system")
+    if elevate.may_write(ground, []):
+        return False
+    found = engine.preview_scope(steps, ground, tables, kinds)
+    return any(before != after for _, before, after in found)
+
+
+# ------------------------------------------------------------------ rollback, recover, status
 
 
 def rollback(
@@ -75,69 +114,166 @@ def rollback(
     transaction: str = "",
     *,
     everything: bool = False,
+    scope: Scope | None = None,
     tables: Tables | None = None,
     kinds: Sequence[Kind] = KINDS,
+    zipapp: str = privileged.INSTALLED,
 ) -> tuple[Receipt, ...]:
     """Take back the newest transaction, the one that is named, or everything; one receipt for each scope that had it.
 
     Raises:
-        RefusedError: no such transaction, one that others stand on, another run at work.
+        RefusedError: no such transaction, one that others stand on, another run at work, missing rights.
         RocmPatchError: it failed; everything is as before the rollback.
     """
+    privileged.refuse_sudo()
     tables = tables or knowledge.load()
-    scopes = [(scope, _names(locations, scope)) for scope in reversed(locations.scopes())]
+    scopes = [(item, _names(locations, item, zipapp)) for item in reversed(locations.scopes()) if scope in (None, item)]
     known = {name for _, names in scopes for name in names}
     if transaction and transaction not in known:
         raise RefusedError(f"there is no transaction {transaction} in force", "see 'rocm-patch status'")
     newest = max((names[-1] for _, names in scopes if names), default="")
     wanted = known if everything else {transaction or newest}
     receipts = list[Receipt]()
-    for scope, names in scopes:
+    for item, names in scopes:
         mine = [name for name in names if name in wanted]
-        if mine:
-            try:
-                receipts.append(engine.rollback_scope(locations.ground(scope), kinds, tables, mine))
-            except OSError as error:
-                raise _readable(error) from error
-    return tuple(receipts) or (Receipt("", "nothing to undo", (), (), "", (), ""),)
+        if not mine:
+            continue
+        ground = locations.ground(item)
+        if item == "system" and not elevate.may_write(ground, []):
+            receipts.append(elevate.ask_root(Receipt, locations, zipapp, "rollback", *mine))
+        else:
+            with _readable():
+                receipts.append(engine.rollback_scope(ground, kinds, tables, mine))
+    return tuple(receipts) or (NOTHING,)
 
 
-def _names(locations: Locations, scope: Scope) -> list[str]:
-    """Transactions in force, once what was left open is taken back."""
-    recover_scope(locations, scope)
-    return [record.transaction for record in engine.status_scope(locations.ground(scope)).transactions]
+def _names(locations: Locations, scope: Scope, zipapp: str) -> list[str]:
+    """Transactions in force, oldest first, once what was left open is taken back."""
+    ground = locations.ground(scope)
+    if scope == "system" and not elevate.may_write(ground, []):
+        if not elevate.has_journal(ground):
+            return []
+        found = elevate.ask_root(ScopeStatus, locations, zipapp, "status")
+        if found.open:
+            elevate.ask_root(Receipt, locations, zipapp, "recover")
+            found = elevate.ask_root(ScopeStatus, locations, zipapp, "status")
+        return [record.transaction for record in found.transactions]
+    _recover_here(locations, scope)
+    return [record.transaction for record in engine.status_scope(ground).transactions]
 
 
-def recover(locations: Locations) -> tuple[Receipt, ...]:
+def recover(locations: Locations, *, zipapp: str = privileged.INSTALLED) -> tuple[Receipt, ...]:
     """Take back what a kill or a power cut left open. No receipts: there was nothing, and nothing was written.
 
     Raises:
-        RefusedError: another run is at work.
+        RefusedError: another run is at work, or missing rights.
         RocmPatchError: it failed and can be repeated.
     """
-    found = [recover_scope(locations, scope) for scope in locations.scopes()]
-    return tuple(receipt for receipt in found if receipt is not None)
+    privileged.refuse_sudo()
+    found = list[Receipt | None]()
+    for scope in locations.scopes():
+        ground = locations.ground(scope)
+        if scope == "system" and not elevate.may_write(ground, []):
+            if elevate.has_journal(ground):
+                found.append(elevate.ask_root(Receipt, locations, zipapp, "recover"))
+        else:
+            found.append(_recover_here(locations, scope))
+    return tuple(receipt for receipt in found if receipt is not None and receipt != NOTHING)
 
 
-def recover_scope(locations: Locations, scope: Scope) -> Receipt | None:
-    """The same for one scope."""
-    try:
-        with Journal(locations.ground(scope)).opened() as journal:
-            return recover_journal(journal)
-    except OSError as error:
-        raise _readable(error) from error
+def _recover_here(locations: Locations, scope: Scope) -> Receipt | None:
+    with _readable(), Journal(locations.ground(scope)).opened() as journal:
+        return recover_journal(journal)
 
 
 def status(locations: Locations) -> tuple[ScopeStatus, ...]:
-    """What is in force, and whether its files are as we left them. Looks only."""
+    """What is in force, and whether its files are as we left them. Looks only, and asks nobody for rights."""
     return tuple(engine.status_scope(locations.ground(scope)) for scope in locations.scopes())
 
 
-def _readable(error: OSError) -> RocmPatchError:
-    if isinstance(error, PermissionError):
-        return RefusedError(f"no right to write: {error.filename or error.strerror}")
-    place = f" ({error.filename})" if error.filename else ""
-    return RocmPatchError(f"the change failed and was taken back: {error.strerror or error}{place}")
+def how_to_remove(receipt: Receipt) -> tuple[str, ...]:
+    """The exact commands by which the user can remove what a rollback left, since others changed it."""
+    tops = [path for path in receipt.left if not any(path.startswith(f"{other}/") for other in receipt.left)]
+    return tuple(f"rm -r -- {shlex.quote(path)}" for path in tops)
 
 
-__all__ = ["Locations", "ManagedFile", "ScopeStatus", "apply", "facts", "preview", "recover", "rollback", "status"]
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Turn an error of the operating system into one that says what became of the change."""
+    try:
+        yield
+    except PermissionError as error:
+        raise RefusedError(f"no right to write: {error.filename or error.strerror}") from error
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise RocmPatchError(f"the change failed and was taken back: {error.strerror or error}{place}") from error
+
+
+# ------------------------------------------------------------------ root's side
+
+
+def privileged_main() -> int:
+    """What root's copy runs: a verb, a plan on stdin, one JSON document on stdout. Trusts nothing that it is given."""
+    try:
+        _cut_off()
+        document = codec.dumps(_serve(sys.argv[1:]))
+    except RocmPatchError as error:
+        sys.stdout.write(json.dumps({"error": error.what, "hint": error.hint}) + "\n")
+        return error.exit_code
+    sys.stdout.write(document)
+    return 0
+
+
+def _cut_off() -> None:
+    """Keep nothing of the caller's: environment, umask, open files, current folder."""
+    os.environ.clear()
+    os.environ.update(CLEAN)
+    os.umask(0o077)
+    os.chdir("/")
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    if os.geteuid() == 0:
+        weak = privileged.own_weak_point()
+        if weak is not None:
+            raise RefusedError(f"root does not run code that a user can change: {weak[0]} {weak[1]}")
+
+
+def _serve(argv: list[str]) -> Receipt | ScopeStatus:
+    words = _Words(prog=privileged.NAME, add_help=False, allow_abbrev=False)
+    words.add_argument("verb", choices=("apply", "rollback", "recover", "status"))
+    words.add_argument("--root", required=True)
+    words.add_argument("--transaction", default="")
+    words.add_argument("names", nargs="*")
+    given = words.parse_args(argv)
+    if not given.root.startswith("/"):
+        raise UsageError("--root is an absolute path")
+    for name in [*given.names, *([given.transaction] if given.transaction else [])]:
+        if not is_transaction(name):
+            raise UsageError(f"{name!r} is no transaction")
+    locations = Locations(given.root)
+    ground, tables = locations.ground("system"), knowledge.load()
+    with _readable():
+        if given.verb == "apply":
+            text = sys.stdin.buffer.read(PLAN_LIMIT + 1)
+            if len(text) > PLAN_LIMIT:
+                raise FormatError("the plan is too long")
+            plan = codec.loads(Plan, text, "the plan")
+            if any(step.scope != "system" for step in plan.steps) or any(not label.startswith("system:") for label in plan.facts):
+                raise RefusedError("root applies steps of system scope only")
+            _check_plan(plan, locations, tables, KINDS)
+            name = given.transaction or engine.new_transaction()
+            return engine.apply_scope(plan.steps, plan.facts, ground, tables=tables, kinds=KINDS, transaction=name, say=_say)
+        if given.verb == "rollback":
+            return engine.rollback_scope(ground, KINDS, tables, given.names)
+        if given.verb == "recover":
+            return _recover_here(locations, "system") or NOTHING
+        return engine.status_scope(ground)
+
+
+class _Words(argparse.ArgumentParser):
+    """argparse without its habit of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+__all__ = ["Locations", "ManagedFile", "ScopeStatus", "apply", "facts", "how_to_remove", "preview", "recover", "rollback", "status"]

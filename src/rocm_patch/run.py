@@ -50,11 +50,13 @@ def run(
     cwd: str = "/",
     show: bool = False,
     keep: Sequence[int] = (),
+    foreground: bool = False,
     output_limit: int = OUTPUT_LIMIT,
 ) -> Ended:
     """Run a child to its end in a session of its own, and kill its group afterwards whatever happened.
 
     `show` sends what it prints to our stderr instead of collecting it; `keep` are descriptors that it inherits.
+    `foreground` leaves it in our session, where it can ask for a password, and its stderr is ours.
     As root the program must be root's and writable by nobody else.
 
     Raises:
@@ -70,19 +72,18 @@ def run(
             list(argv),
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=2 if show else subprocess.PIPE,
-            stderr=2 if show else subprocess.PIPE,
+            stderr=2 if show or foreground else subprocess.PIPE,
             env=dict(environment),
             cwd=cwd,
-            start_new_session=True,
+            start_new_session=not foreground,
             pass_fds=tuple(keep),
         )
     except OSError as error:
         raise RocmPatchError(f"cannot run {argv[0]}: {error.strerror}") from error
     try:
-        return _attend(child, stdin, time.monotonic() + timeout, output_limit)
+        return _attend(child, stdin, time.monotonic() + timeout, output_limit, not foreground)
     except BaseException:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
+        _kill(child, not foreground)
         child.wait()
         raise
     finally:
@@ -111,7 +112,15 @@ def check_program(path: str) -> None:
         raise RefusedError(f"{path} can be changed by others than root, and root does not run it")
 
 
-def _attend(child: subprocess.Popen[bytes], stdin: bytes, deadline: float, limit: int) -> Ended:
+def _kill(child: subprocess.Popen[bytes], group: bool) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if group:
+            os.killpg(child.pid, signal.SIGKILL)
+        elif child.returncode is None:
+            os.kill(child.pid, signal.SIGKILL)
+
+
+def _attend(child: subprocess.Popen[bytes], stdin: bytes, deadline: float, limit: int, group: bool) -> Ended:
     gathered: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
     rest = memoryview(stdin)
     timed_out = False
@@ -141,8 +150,8 @@ def _attend(child: subprocess.Popen[bytes], stdin: bytes, deadline: float, limit
             if not selector.get_map():
                 time.sleep(0.005)
     # Before it is reaped, while the number is still ours: a grandchild may be left in the group.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+    if group or timed_out:
+        _kill(child, group)
     return Ended(child.wait(), bytes(gathered["out"]), bytes(gathered["err"]), timed_out)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rocm_patch.changes import grown, undo
+from rocm_patch.changes import environment, grown, undo
 from rocm_patch.changes.journal import UNDO, Journal
 from rocm_patch.changes.kind import Change, Kind, Look, Needs, Tables, Work
 from rocm_patch.changes.places import Ground
@@ -340,7 +340,7 @@ def status_scope(ground: Ground) -> ScopeStatus:
     try:
         opened, active = journal.open_record(), journal.active()
     except (PermissionError, RefusedError):
-        return ScopeStatus(ground.scope, False, "", (), ())
+        return ScopeStatus(ground.scope, False, "", (), _by_its_own_words(ground, journal))
     files = dict[str, ManagedFile]()
     for record in active:
         for entry in record.entries:
@@ -350,6 +350,14 @@ def status_scope(ground: Ground) -> ScopeStatus:
             gone = entry.after.kind != "absent" and journal.tree.state_kind(ground.at(entry.path)) == "absent"
             files[entry.path] = ManagedFile(entry.path, "as left" if at_after else "gone" if gone else "changed")
     return ScopeStatus(ground.scope, True, opened.transaction if opened else "", tuple(active), tuple(files.values()))
+
+
+def _by_its_own_words(ground: Ground, journal: Journal) -> tuple[ManagedFile, ...]:
+    path = environment.path_in(ground)
+    now = journal.tree.state(ground.at(path))
+    if now.kind == "absent":
+        return ()
+    return (ManagedFile(path, "as left" if environment.reads_as_ours(now, ground.scope) else "changed"),)
 
 
 __all__ = [

@@ -143,7 +143,7 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
     now = look.now(path)
     settings: Settings = {}
     if now.kind != "absent":
-        known = look.ours(path) if look.journal_read else _reads_as_ours(now, look.ground.scope)
+        known = look.ours(path) if look.journal_read else reads_as_ours(now, look.ground.scope)
         if not known:
             hint = f"look at it, and move it away if it is not needed: mv {path} ~/"
             raise RefusedError(f"{path} is there and is not as rocm-patch left it; it stays as it is", hint)
@@ -154,7 +154,8 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
     return (Change(path, now if now.data == data else State("file", 0o644, os.geteuid(), os.getegid(), data)),)
 
 
-def _reads_as_ours(now: State, scope: str) -> bool:
+def reads_as_ours(now: State, scope: str) -> bool:
+    """Whether a file is exactly what we would write: all that can be told without the journal."""
     try:
         return now.kind == "file" and text_of(parse(now.data, scope), scope).encode() == now.data
     except FormatError:

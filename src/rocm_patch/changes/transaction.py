@@ -9,12 +9,16 @@ from __future__ import annotations
 import dataclasses
 import errno
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from rocm_patch.changes import grown
 from rocm_patch.changes.journal import Journal
 from rocm_patch.changes.record import GONE, Entry, Record, Shape, fits, shape_of
 from rocm_patch.model import Receipt, RefusedError, RocmPatchError
 from rocm_patch.root import parent_of
+
+STRANGERS_NAMED: Final = 20
+"""How many foreign files of one folder a receipt names."""
 
 
 class Transaction:
@@ -217,7 +221,8 @@ def compose(journal: Journal, selected: Sequence[Record]) -> Undoing:
         if not foreign and now is not None and now.kind == "grown":
             known = journal.content(steps[0][0], dataclasses.replace(now, kind="file")).data
             contents[now.sha256] = known
-            foreign = [f"{path}/{name}" for name in grown.strangers(journal.ground.host(path), known)]
+            names = grown.strangers(journal.ground.host(path), known)
+            foreign = [path, *(f"{path}/{name}" for name in names[:STRANGERS_NAMED])] if names else []
         if foreign:
             left += foreign
             spoiled |= {record.transaction for record, _ in steps}
