@@ -1,5 +1,289 @@
-"""Verbs that change something."""
+"""Verbs that change something and take it back: plan, apply, status, rollback, recover."""
+
 from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from rocm_patch.cli.common import JsonOption, PythonOption, RootOption, YesOption, case_of, diagnosis_of, root_of, verb
+from rocm_patch.model import (
+    EXIT_FINE,
+    EXIT_NEEDS_RESTART,
+    EXIT_PROBLEMS,
+    EXIT_REFUSED,
+    SCHEMA,
+    Diagnosis,
+    Plan,
+    Receipt,
+    RefusedError,
+    Step,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from rocm_patch.changes import Locations
+    from rocm_patch.diagnose.case import Case
+
+RemedyOption = Annotated[list[str], typer.Option("--remedy", help="Plan this remedy instead of what the diagnosis asks for; may be given again.", metavar="ID")]
+SetOption = Annotated[list[str], typer.Option("--set", help="A value for a named remedy; may be given again.", metavar="KEY=VALUE")]
+IndexOption = Annotated[str, typer.Option("--index-url", help="Take wheels from this index, or from this folder of wheels.", metavar="URL|DIR")]
+VenvPythonOption = Annotated[str, typer.Option("--venv-python", help="Make the environment with this interpreter.", metavar="PATH")]
+
+
 def register(app: typer.Typer) -> None:
-    """Add."""
+    """Add these verbs to the command."""
+    for function in (plan, apply, status, rollback, recover):
+        app.command()(function)
+
+
+# ------------------------------------------------------------------ what several verbs share
+
+
+def locations_of(root: str) -> Locations:
+    """Where the two scopes lie: this user's home on the running system, the recorded user's in a tree."""
+    from rocm_patch.changes import Locations
+    from rocm_patch.machine import recorded, user
+
+    place = root_of(root)
+    if place.live:
+        return Locations.here()
+    return Locations.here(place.path, user.find(place, recorded.read(place)).home)
+
+
+def steps_of(case: Case, diagnosis: Diagnosis, root: str, *, remedies: list[str], values: list[str], index: str, python: str) -> tuple[Step, ...]:
+    """The steps that the diagnosis or the user asks for."""
+    from rocm_patch import planner
+    from rocm_patch.machine import pythons
+    from rocm_patch.root import Root
+
+    pairs: dict[str, str] = {}
+    for pair in values:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair}: KEY=VALUE is the form")
+        pairs[key] = value
+    found = pythons.find(Root(root), case.machine)
+    if python:
+        found = ((os.path.abspath(python), _version_of(python, found)),)
+    if index and os.path.isdir(index):
+        index = os.path.abspath(index)
+    return planner.steps(case, diagnosis, planner.Choices(tuple(remedies), pairs, index, found))
+
+
+def _version_of(python: str, found: tuple[tuple[str, str], ...]) -> str:
+    from rocm_patch.run import run
+
+    known = dict(found).get(os.path.abspath(python))
+    if known:
+        return known
+    ended = run([os.path.abspath(python), "-I", "-S", "-B", "-c", "import platform; print(platform.python_version())"], timeout=10)
+    if ended.code:
+        raise UsageError(f"--venv-python {python}: it does not run: {ended.text}")
+    return ended.out.decode("ascii", "replace").strip()
+
+
+def split(steps: tuple[Step, ...], root: str) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """What can be done under this root, and what only the machine itself can do: an environment is made to be run."""
+    from rocm_patch import knowledge
+
+    remedies = knowledge.load().remedies
+    elsewhere = tuple(step for step in steps if os.path.abspath(root) != "/" and remedies[step.remedy].kind == "venv")
+    return tuple(step for step in steps if step not in elsewhere), elsewhere
+
+
+def plan_of(steps: tuple[Step, ...], where: Locations) -> tuple[Plan, list[tuple[str, str]]]:
+    """The plan, with the digests of what is there now, and its changes as (path, diff)."""
+    from rocm_patch import changes
+    from rocm_patch.report import diffs
+
+    before = changes.facts(steps, where)
+    shown = [(path, diffs.unified(path, old, new)) for path, old, new in changes.preview(steps, where)]
+    return Plan(SCHEMA, steps, before), shown
+
+
+def show_plan(steps: tuple[Step, ...], elsewhere: tuple[Step, ...], shown: list[tuple[str, str]]) -> None:
+    """Words: the steps, then the exact differences."""
+    from rocm_patch import knowledge
+    from rocm_patch.report import diffs, words
+
+    out, remedies = words.console(), knowledge.load().remedies
+    if not steps and not elsewhere:
+        out.print("Nothing to change.")
+        return
+    for step in steps:
+        out.print(f"{step.scope} scope: {diffs.step(step, remedies[step.remedy])}", soft_wrap=True)
+    for step in elsewhere:
+        out.print(f"left out under this root, for the machine itself: {diffs.step(step, remedies[step.remedy])}", soft_wrap=True)
+    out.print()
+    for _, text in shown:
+        words.diff(text, out)
+
+
+def confirmed(question: str, yes: bool) -> bool:
+    """Ask; no is the default, and without a terminal the answer has to be --yes."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise RefusedError("nobody is there to ask", "say --yes")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def finish(receipts: tuple[Receipt, ...], where: Locations, as_json: bool) -> int:
+    """Show what was done; the exit code that says so."""
+    from rocm_patch.apply import how_to_remove
+    from rocm_patch.report import documents, words
+
+    if as_json:
+        documents.show(documents.receipts(receipts))
+    else:
+        out = words.console()
+        words.receipts(receipts, out, where.root)
+        for command in (line for item in receipts for line in how_to_remove(item)):
+            out.print(f"  to remove it all the same: {command}", soft_wrap=True)
+    if any(item.left for item in receipts):
+        return EXIT_REFUSED
+    # Under another root nobody is logged in and nothing runs: there is nothing to restart.
+    return EXIT_NEEDS_RESTART if where.live and any(item.needs for item in receipts) else EXIT_FINE
+
+
+# ------------------------------------------------------------------ the verbs
+
+
+@verb
+def plan(
+    root: RootOption = "/",
+    python: PythonOption = [],  # noqa: B006
+    remedy: RemedyOption = [],  # noqa: B006
+    values: SetOption = [],  # noqa: B006
+    index_url: IndexOption = "",
+    venv_python: VenvPythonOption = "",
+    output: Annotated[str, typer.Option("--output", "-o", help="Write the plan to this file, for `apply`.", metavar="FILE")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what would be changed, as a diff. Writes nothing but the file that you name."""
+    from rocm_patch import codec
+    from rocm_patch.report import documents, words
+
+    case = case_of(root, "", python)
+    diagnosis = diagnosis_of(case)
+    wanted = steps_of(case, diagnosis, root, remedies=remedy, values=values, index=index_url, python=venv_python)
+    steps, elsewhere = split(wanted, root)
+    made, shown = plan_of(steps, locations_of(root))
+    by_hand = _by_hand(case, diagnosis)
+    if as_json:
+        changes = [{"path": path, "diff": text} for path, text in shown]
+        documents.show({"schema": SCHEMA, "plan": codec.encode(made), "changes": changes, "elsewhere": codec.encode(elsewhere), "by_hand": by_hand})
+    else:
+        show_plan(steps, elsewhere, shown)
+        out = words.console()
+        for item in by_hand:
+            out.print(f"by hand: {item}", soft_wrap=True)
+    if output:
+        if not steps:
+            sys.stderr.write(f"no plan, so {output} is not written\n")
+            return
+        with open(output, "w", encoding="utf-8") as stream:
+            stream.write(codec.dumps(made))
+        sys.stderr.write(f"written: {output}; carry it out with: rocm-patch apply{' --root ' + root if root != '/' else ''} {output}\n")
+
+
+def _by_hand(case: Case, diagnosis: Diagnosis) -> list[str]:
+    manual = [item for finding in diagnosis.findings for item in finding.remedies if finding.severity != "info"]
+    return list(dict.fromkeys(item.text.partition("\n")[0] for item in manual if case.knowledge.remedies[item.id].kind == "manual"))
+
+
+@verb
+def apply(
+    file: Annotated[str, typer.Argument(metavar="PLAN", help="A file written by `rocm-patch plan -o`; - reads standard input.")],
+    root: RootOption = "/",
+    yes: YesOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry out a plan: journalled, verified, undone by `rollback` to the byte."""
+    from rocm_patch import apply as door
+    from rocm_patch import codec
+
+    made = codec.loads(Plan, _read(file), file)
+    where = locations_of(root)
+    if not as_json:
+        from rocm_patch import changes
+        from rocm_patch.report import diffs, words
+
+        for path, old, new in changes.preview(made.steps, where):
+            words.diff(diffs.unified(path, old, new), words.console())
+    if dry_run:
+        return
+    if not confirmed("Change this?", yes):
+        sys.stderr.write("nothing was changed\n")
+        raise SystemExit(EXIT_REFUSED)
+    raise SystemExit(finish(door.apply(made, where), where, as_json))
+
+
+def _read(file: str) -> bytes:
+    limit = 1 << 20
+    if file == "-":
+        return sys.stdin.buffer.read(limit)
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(limit)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}", "make one with: rocm-patch plan -o plan.json") from error
+
+
+@verb
+def status(root: RootOption = "/", as_json: JsonOption = False) -> None:
+    """What of ours is in force, and whether its files are as we left them. Reads only."""
+    from rocm_patch import apply as door
+    from rocm_patch.report import documents, words
+
+    found = door.status(locations_of(root))
+    if as_json:
+        documents.show({"schema": SCHEMA, "scopes": [_scope(item) for item in found]})
+    else:
+        words.status(found, words.console())
+    if any(item.open for item in found):
+        raise SystemExit(EXIT_PROBLEMS)
+
+
+def _scope(item: Any) -> dict[str, Any]:
+    transactions = [{"transaction": record.transaction, "remedies": [step.remedy for step in record.steps]} for record in item.transactions]
+    files = [{"path": file.path, "state": file.state} for file in item.files]
+    return {"scope": item.scope, "readable": item.readable, "open": item.open, "transactions": transactions, "files": files}
+
+
+@verb
+def rollback(
+    transaction: Annotated[str, typer.Argument(help="Take back this one; without it the newest.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Take back all that is in force.")] = False,
+    root: RootOption = "/",
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take back what was applied, exactly; what somebody changed since is shown and left."""
+    from rocm_patch import apply as door
+
+    where = locations_of(root)
+    what = "everything of ours" if everything else f"transaction {transaction}" if transaction else "the newest transaction"
+    if not confirmed(f"Take back {what}?", yes):
+        sys.stderr.write("nothing was changed\n")
+        raise SystemExit(EXIT_REFUSED)
+    raise SystemExit(finish(door.rollback(where, transaction, everything=everything), where, as_json))
+
+
+@verb
+def recover(root: RootOption = "/", as_json: JsonOption = False) -> None:
+    """Take back what a kill or a power cut left half done. Does nothing where all is well."""
+    from rocm_patch import apply as door
+
+    where = locations_of(root)
+    receipts = door.recover(where)
+    if not receipts and not as_json:
+        sys.stdout.write("Nothing was left half done.\n")
+        return
+    raise SystemExit(finish(receipts, where, as_json))

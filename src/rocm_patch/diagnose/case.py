@@ -108,6 +108,11 @@ class Case:
         )
         return override_of(places)
 
+    def taken_out(self, name: str) -> str:
+        """Our own drop-in that takes a name out at the next login, in words; empty if there is none."""
+        ours = next((setting.path for setting in self.machine.settings if setting.ours and setting.name == name and setting.value is None), "")
+        return f"Our drop-in {ours} takes it out at the next login; this session still has it: log out and in again." if ours else ""
+
     def context(self, torch: TorchInstall | None = None) -> Context:
         """What conditions are held against."""
         platform = self.machine.platform

@@ -29,7 +29,10 @@ def settings(case: Case) -> Iterator[Finding]:
         why = [f"{name}={value} ({where(places)}): {effect.text}"]
         if places[0].reach == "boot" and not _loaded(case, name, value):
             why.append("It comes into force at the next boot.")
-        yield finding("folklore_setting", severity, 0.9, why, _advice(case, name, value, places, effect))
+        pending = all(place.origin == "process" for place in places) and case.taken_out(name)
+        if pending:
+            why.append(pending)
+        yield finding("folklore_setting", severity, 0.9, why, () if pending else _advice(case, name, value, places, effect))
 
 
 def effect_of(case: Case, name: str, value: str) -> SettingEffect | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from rocm_patch.diagnose.case import Case, Coverage, Override, finding, gfx_of, older, override_of, own_version, where
+from rocm_patch.diagnose.case import OVERRIDE, Case, Coverage, Override, finding, gfx_of, older, override_of, own_version, where
 from rocm_patch.model import Finding, Known, Setting, TorchInstall
 
 DROP_IN = ("environment-file", "pam-env", "environment.d", "profile")
@@ -69,10 +70,13 @@ def override(case: Case) -> Iterator[Finding]:
         return
     general = case.override()
     if general:
-        yield from _judge(case, general, "")
+        pending = all(place.origin == "process" for place in general.places) and case.taken_out(OVERRIDE)
+        for item in _judge(case, general, ""):
+            kept = tuple(advice for advice in item.remedies if not advice.id.startswith("drop-"))
+            yield replace(item, why=(*item.why, pending), remedies=kept) if pending else item
     others: dict[str, list[object]] = {}
     for setting in case.machine.settings:
-        if setting.name == "HSA_OVERRIDE_GFX_VERSION" and setting.value and setting.reach.startswith(("application", "service")):
+        if setting.name == OVERRIDE and setting.value and setting.reach.startswith(("application", "service")):
             others.setdefault(setting.reach, []).append(setting)
     for reach, places in others.items():
         found = override_of(tuple(places))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from rich.text import Text
 from rocm_patch.model import Diagnosis, Finding, Known, RocmPatchError
 
 if TYPE_CHECKING:
+    from rocm_patch.apply import ScopeStatus
     from rocm_patch.diagnose.case import Case
     from rocm_patch.model import Receipt, Trial, Trials
 
@@ -168,8 +169,8 @@ def trials(result: Trials, out: Console) -> None:
         out.print(f"note: {note}", soft_wrap=True)
 
 
-def receipts(items: Iterable[Receipt], out: Console) -> None:
-    """What a transaction did, and what it still needs."""
+def receipts(items: Iterable[Receipt], out: Console, root: str = "/") -> None:
+    """What a transaction did, and what it still needs; under another root nothing runs that would need it."""
     for item in items:
         out.print(Text(f"{item.outcome}", style="bold") + Text(f"  transaction {item.transaction}" if item.transaction else ""))
         for path in item.changed:
@@ -178,8 +179,24 @@ def receipts(items: Iterable[Receipt], out: Console) -> None:
             _line(Text(f"verified: {line}"), 2, out)
         for path in item.left:
             _line(Text(f"left alone, somebody changed it since: {path}", style="yellow"), 2, out)
-        if item.needs:
+        if item.needs and root == "/":
             words = {"login": "Log out and in again: running programs keep what they have.", "reboot": "Restart the machine."}
             _line(Text(words[item.needs], style="bold"), 2, out)
-        if item.undo:
-            _line(Text(f"undo without us: sh {item.undo}"), 2, out)
+        if item.undo and item.outcome == "applied":
+            out.print(f"  undo without us: sh {root.rstrip('/')}{item.undo}", soft_wrap=True)
+
+
+def status(scopes: Iterable[ScopeStatus], out: Console) -> None:
+    """What of ours is in force."""
+    for scope in scopes:
+        if not scope.readable:
+            out.print(f"{scope.scope} scope: the journal belongs to root; `sudo rocm-patch status` shows it")
+            continue
+        if not scope.transactions:
+            out.print(f"{scope.scope} scope: nothing of ours is in force")
+        for record in scope.transactions:
+            out.print(f"{scope.scope} scope: {record.transaction}: {', '.join(step.remedy for step in record.steps)}", soft_wrap=True)
+        for file in scope.files:
+            out.print(Text(f"  {file.state:8} {file.path}", style="" if file.state == "as left" else "yellow"), soft_wrap=True)
+        if scope.open:
+            out.print(Text(f"  half done: {scope.open}; run `rocm-patch recover`", style="bold red"))
