@@ -339,6 +339,12 @@ class Tree:
                 missing.append(walked)
         return missing
 
+    def ensure_folder(self, path: str, mode: int = 0o755) -> None:
+        """Create a folder and those above it that are missing, durable."""
+        for folder in [*self.missing_folders(path), *([path] if path and self.state_kind(path) == "absent" else [])]:
+            self.make_folder(folder, mode)
+            self.sync_folder(parent_of(folder))
+
     def state_kind(self, path: str) -> str:
         """The kind of what is at a path, without reading it."""
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -175,6 +176,10 @@ def _prefixes(root: Root, home: str, interpreters: Iterable[str]) -> Iterator[Pr
         for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
             if os.environ.get(variable):
                 yield _prefix(root, os.environ[variable])
+        for name in ("python3", "python"):
+            found = shutil.which(name)
+            if found and not _is_script(found):  # what a start script leads to is among the versions below
+                yield from named(root, found)
     for folder in _folders(root, home):
         for name in _ENVIRONMENT_NAMES:
             if root.exists(f"{folder}/{name}/pyvenv.cfg"):
@@ -186,6 +191,8 @@ def _prefixes(root: Root, home: str, interpreters: Iterable[str]) -> Iterator[Pr
             yield Prefix("conda: base", base, f"/{base}/bin/python".replace("//", "/"))
         for name in root.list(f"{base}/envs"):
             yield Prefix(f"conda: {name}", f"{base}/envs/{name}", f"/{base}/envs/{name}/bin/python".replace("//", "/"))
+    for name in root.list(f"{home}/.pyenv/versions"):
+        yield Prefix(f"pyenv: {name}", f"{home}/.pyenv/versions/{name}", f"{home}/.pyenv/versions/{name}/bin/python")
     yield Prefix("user site", f"{home}/.local", "/usr/bin/python3")
     yield Prefix("system Python", "usr", "/usr/bin/python3")
     yield Prefix("system Python", "usr/local", "/usr/local/bin/python3")
@@ -215,16 +222,24 @@ def named(root: Root, interpreter: str) -> Iterator[Prefix]:
         found = _prefix(root, prefix)
         yield Prefix(found.label, found.path, inside)
         return
-    if root.live:
-        resolved = _real_prefix(inside)
-        if resolved:
-            yield Prefix(f"python: {inside}", resolved, inside)
-            return
+    resolved = _real_prefix(inside) if root.live and _is_script(inside) else None
+    if resolved:
+        yield Prefix(f"python: {inside}", resolved, inside)
+        return
     yield Prefix(f"python: {inside}", prefix, inside)
 
 
+def _is_script(path: str) -> bool:
+    """A start script, as pyenv's, whose place says nothing about the Python behind it."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(2) == b"#!"
+    except OSError:
+        return False
+
+
 def _real_prefix(interpreter: str) -> str | None:
-    """Where a start script or a link really leads: the interpreter is asked, without site and without bytecode."""
+    """Where a start script really leads: the interpreter is asked, without site and without bytecode."""
     from rocm_patch.run import run
 
     if not os.access(interpreter, os.X_OK):
@@ -241,7 +256,7 @@ def _folders(root: Root, home: str) -> Iterator[str]:
     """Folders in which projects with an environment lie: the home, its children and theirs, and /opt; bounded."""
     seen = 0
     bases = [home, *(f"{home}/{name}" for name in root.list(home) if not name.startswith("."))]
-    bases += [f"{home}/.local/share/pipx/venvs", f"{home}/.local/share/rocm-patch/venvs", f"{home}/.virtualenvs", f"{home}/.pyenv/versions", "opt"]
+    bases += [f"{home}/.local/share/pipx/venvs", f"{home}/.local/share/rocm-patch/venvs", f"{home}/.virtualenvs", "opt"]
     for base in bases:
         if not root.is_folder(base):
             continue
