@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import MACHINES
 
 MISSION = MACHINES / "rx5600xt-ubuntu2404-mission"
@@ -189,7 +190,14 @@ def test_record_writes_one_file_once_and_it_is_read_back(tmp_path):
 def test_run_leaves_the_environment_alone_without_a_card():
     if json.loads(rocm_patch("doctor", "--json").stdout)["gpus"]:
         pytest.skip("this machine has an AMD GPU")
-    ended = rocm_patch("run", "--", sys.executable, "-c", "import os; print(os.environ['HSA_OVERRIDE_GFX_VERSION'])", environment={"HSA_OVERRIDE_GFX_VERSION": "10.3.0"})
+    ended = rocm_patch(
+        "run",
+        "--",
+        sys.executable,
+        "-c",
+        "import os; print(os.environ['HSA_OVERRIDE_GFX_VERSION'])",
+        environment={"HSA_OVERRIDE_GFX_VERSION": "10.3.0"},
+    )
     assert ended.stdout.strip() == "10.3.0"
     assert "runs as it is" in ended.stderr
 
@@ -202,7 +210,10 @@ def test_run_hands_on_arguments_and_exit_code():
 
 # ------------------------------------------------------------------ looking writes nothing
 
-WRITING = "openat,open,creat,mkdir,mkdirat,unlink,unlinkat,rename,renameat,renameat2,rmdir,symlink,symlinkat,link,linkat,chmod,fchmod,fchmodat,chown,fchown,fchownat,truncate,ftruncate,mknod,mknodat,setxattr,fsetxattr"
+WRITING = (
+    "openat,open,creat,mkdir,mkdirat,unlink,unlinkat,rename,renameat,renameat2,rmdir,symlink,symlinkat,link,linkat,chmod,fchmod,fchmodat,"
+    "chown,fchown,fchownat,truncate,ftruncate,mknod,mknodat,setxattr,fsetxattr"
+)
 
 
 def writing_calls(tmp_path, *arguments, allowed=()):
@@ -229,7 +240,15 @@ def writing_calls(tmp_path, *arguments, allowed=()):
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 @pytest.mark.parametrize(
     "arguments",
-    [["doctor"], ["doctor", "--json"], ["doctor", "--root", MISSION], ["plan", "--root", MISSION], ["status"], ["status", "--root", MISSION], ["plan"]],
+    [
+        ["doctor"],
+        ["doctor", "--json"],
+        ["doctor", "--root", MISSION],
+        ["plan", "--root", MISSION],
+        ["status"],
+        ["status", "--root", MISSION],
+        ["plan"],
+    ],
     ids=lambda arguments: " ".join(str(word).rpartition("/")[2] for word in arguments),
 )
 def test_looking_makes_no_writing_call(tmp_path, arguments):
@@ -256,10 +275,14 @@ def test_an_unprivileged_user_gets_the_same_answers(tmp_path_factory):
     probe = subprocess.run([setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", ""], check=False)
     if probe.returncode:
         pytest.skip("this interpreter lies where another user cannot read it")
-    reachable = subprocess.run([setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "test", "-r", str(MISSION / "recording.toml")], check=False)
+    reachable = subprocess.run(
+        [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "test", "-r", str(MISSION / "recording.toml")], check=False
+    )
     for arguments in (["doctor", "--json"], *([["doctor", "--root", str(MISSION), "--json"]] if reachable.returncode == 0 else [])):
         command = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-B", "-m", "rocm_patch", *arguments]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/", env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"})
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, cwd="/", env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+        )
         assert json.loads(ended.stdout)["schema"] == 1
         assert ended.returncode in (0, 1, 3)
         assert "Traceback" not in ended.stderr

@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import date
 
 import pytest
-from conftest import MACHINES
 
+from conftest import MACHINES
 from rocm_patch import images, knowledge, machine
 from rocm_patch.diagnose import diagnose
 from rocm_patch.diagnose.case import own_version
@@ -34,7 +34,9 @@ def with_override(found, value):
     kept = tuple(item for item in found.settings if item.name != "HSA_OVERRIDE_GFX_VERSION")
     if value is None:
         return replace(found, settings=kept)
-    return replace(found, settings=(*kept, Setting("HSA_OVERRIDE_GFX_VERSION", value, "environment", "profile", "/etc/profile.d/x.sh", 1, "login", True)))
+    return replace(
+        found, settings=(*kept, Setting("HSA_OVERRIDE_GFX_VERSION", value, "environment", "profile", "/etc/profile.d/x.sh", 1, "login", True))
+    )
 
 
 def holding(found, *targets):
@@ -91,7 +93,9 @@ def test_override_and_code_together_decide(stack, gfx, targets, override, proble
     assert problems[:1] == ([problem] if problem else [])
 
 
-@pytest.mark.parametrize(("rocm", "severity"), [("5.2", "warning"), ("5.1.1", "warning"), ("5.3", "problem"), ("6.2", "problem"), ("10.1.0", "problem")])
+@pytest.mark.parametrize(
+    ("rocm", "severity"), [("5.2", "warning"), ("5.1.1", "warning"), ("5.3", "problem"), ("6.2", "problem"), ("10.1.0", "problem")]
+)
 def test_the_unsafe_override_is_a_warning_only_with_the_old_wheels(stack, rocm, severity):
     torch: TorchInstall = stack.torches[0]
     found = replace(with_override(chip(stack, "gfx1010"), "10.3.0"), torches=(replace(torch, toolkit=Known(rocm, "test")),))
@@ -219,7 +223,9 @@ def trial(probe, configuration, verdict, dtype="float32"):
 
 def test_probes_that_fail_only_with_miopen_name_miopen():
     found, code = load("rx5700xt-native")
-    ran = Trials("hip", "x", "x", (trial("conv-64", "miopen", "crash"), trial("conv-64", "miopen-off", "passed"), trial("batchnorm", "miopen", "passed")))
+    ran = Trials(
+        "hip", "x", "x", (trial("conv-64", "miopen", "crash"), trial("conv-64", "miopen-off", "passed"), trial("batchnorm", "miopen", "passed"))
+    )
     result = diagnose(found, code, TABLES, ran)
     assert result.findings[0].cause == "miopen_solver_fault"
     assert [advice.id for advice in result.findings[0].remedies] == ["miopen-off"]

@@ -6,10 +6,10 @@ import io
 import struct
 
 import pytest
-from conftest import MACHINES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import MACHINES
 from rocm_patch import images, knowledge, machine
 from rocm_patch.images import fatbin
 from rocm_patch.model import FormatError

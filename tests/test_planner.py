@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from conftest import MACHINES
 
+from conftest import MACHINES
 from rocm_patch import images, knowledge, launch, machine, planner
 from rocm_patch.diagnose import diagnose
 from rocm_patch.diagnose.case import Case

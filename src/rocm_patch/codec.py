@@ -40,7 +40,8 @@ def loads(kind: type[T], text: str | bytes, what: str) -> T:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is not JSON: {error}") from error
-    return decode(kind, raw, what)
+    value: T = decode(kind, raw, what)
+    return value
 
 
 def decode(kind: Any, raw: Any, where: str) -> Any:

@@ -53,7 +53,9 @@ def prepare(case: Case, environment: Mapping[str, str], keep: tuple[str, ...] = 
 def _helpful(case: Case, values: Mapping[str, str]) -> list[tuple[str, str, str]]:
     helpful = []
     if OVERRIDE not in values:
-        needed = [legitimate_value(case.gfx, case.coverage(torch)) for torch in case.rocm_torches if not case.coverage(torch).native(case.gfx, case.generic)]
+        needed = [
+            legitimate_value(case.gfx, case.coverage(torch)) for torch in case.rocm_torches if not case.coverage(torch).native(case.gfx, case.generic)
+        ]
         if needed and needed[0]:
             helpful.append((OVERRIDE, needed[0], f"this torch has no {case.gfx} code, and {case.gfx} executes the code that it has"))
     if not any(name in values for name in MASKS):

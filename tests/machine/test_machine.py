@@ -6,8 +6,8 @@ import os
 import struct
 
 import pytest
-from conftest import MACHINES
 
+from conftest import MACHINES
 from rocm_patch import knowledge, machine
 from rocm_patch.machine import gpus, recorded, redact, settings, torches, user
 from rocm_patch.model import FormatError, Known, Unknown
@@ -214,7 +214,12 @@ def values(root, **options):
         ("home/user/.config/fish/config.fish", "set -gx HSA_XNACK 1\n", "shell", "login"),
         ("etc/systemd/system/ollama.service", '[Service]\nEnvironment="HSA_XNACK=1" "A=b"\n', "systemd", "service ollama"),
         ("etc/systemd/system/ollama.service.d/gpu.conf", "[Service]\nEnvironment=HSA_XNACK=1\n", "systemd", "service ollama"),
-        ("home/user/.config/systemd/user/comfy.service", "[Service]\nExecStart=/usr/bin/env HSA_XNACK=1 python main.py\n", "systemd", "service comfy"),
+        (
+            "home/user/.config/systemd/user/comfy.service",
+            "[Service]\nExecStart=/usr/bin/env HSA_XNACK=1 python main.py\n",
+            "systemd",
+            "service comfy",
+        ),
         ("home/user/.local/share/applications/sd.desktop", "[Desktop Entry]\nExec=env HSA_XNACK=1 python webui.py\n", "desktop", "application sd"),
         ("home/user/stable-diffusion-webui/webui-user.sh", "export HSA_XNACK=1\n", "launcher", "application AUTOMATIC1111 / Forge web UI"),
         ("home/user/miniconda3/envs/sd/etc/conda/activate.d/env.sh", "export HSA_XNACK=1\n", "conda", "application envs/sd"),
@@ -229,7 +234,9 @@ def test_every_place_that_can_set_a_variable_is_read(tmp_path, path, text, origi
     assert item.in_force
 
 
-@pytest.mark.parametrize("text", ["# export HSA_XNACK=1\n", "export HSA_XNACK=$(rm -rf /)\n", "export HSA_XNACK=`id`\n", "export HSA_XNACK='1\n", "echo HSA_XNACK\n"])
+@pytest.mark.parametrize(
+    "text", ["# export HSA_XNACK=1\n", "export HSA_XNACK=$(rm -rf /)\n", "export HSA_XNACK=`id`\n", "export HSA_XNACK='1\n", "echo HSA_XNACK\n"]
+)
 def test_what_is_no_plain_assignment_is_left_out(tmp_path, text):
     put(tmp_path, "etc/passwd", "user:x:1000:1000::/home/user:/bin/bash\n")
     put(tmp_path, "etc/profile.d/x.sh", text)

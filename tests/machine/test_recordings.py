@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 from conftest import MACHINES, NAMES
-
 from rocm_patch import codec, images, knowledge, machine
 from rocm_patch.model import SCHEMA, Images, Known, Machine, Recording
 from rocm_patch.root import Root

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from rocm_patch.changes import Locations
     from rocm_patch.diagnose.case import Case
 
-RemedyOption = Annotated[list[str], typer.Option("--remedy", help="Plan this remedy instead of what the diagnosis asks for; may be given again.", metavar="ID")]
+RemedyOption = Annotated[
+    list[str], typer.Option("--remedy", help="Plan this remedy instead of what the diagnosis asks for; may be given again.", metavar="ID")
+]
 SetOption = Annotated[list[str], typer.Option("--set", help="A value for a named remedy; may be given again.", metavar="KEY=VALUE")]
 IndexOption = Annotated[str, typer.Option("--index-url", help="Take wheels from this index, or from this folder of wheels.", metavar="URL|DIR")]
 VenvPythonOption = Annotated[str, typer.Option("--venv-python", help="Make the environment with this interpreter.", metavar="PATH")]

@@ -13,7 +13,6 @@ import typer
 from rocm_patch.model import EXIT_PROBLEMS, Known, Machine, RocmPatchError, UsageError
 
 if TYPE_CHECKING:
-    from rocm_patch.changes.places import Locations
     from rocm_patch.diagnose.case import Case
     from rocm_patch.model import Trials
     from rocm_patch.root import Root
@@ -22,7 +21,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 RootOption = Annotated[str, typer.Option("--root", help="Look at the system under this folder instead of the running one.", metavar="DIR")]
 MachineOption = Annotated[str, typer.Option("--machine", help="Look at a recording made by `rocm-patch record`.", metavar="FILE")]
-PythonOption = Annotated[list[str], typer.Option("--python", help="Look into this interpreter's torch as well, first; may be given again.", metavar="PATH")]
+PythonOption = Annotated[
+    list[str], typer.Option("--python", help="Look into this interpreter's torch as well, first; may be given again.", metavar="PATH")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -59,7 +60,9 @@ def verb(function: F) -> F:
             from rocm_patch.report import words
 
             place = _place(error)
-            words.failure(RocmPatchError(f"this is a defect of rocm-patch: {type(error).__name__} in {place}: {error}", "ROCM_PATCH_TRACE=1 shows the trace"))
+            words.failure(
+                RocmPatchError(f"this is a defect of rocm-patch: {type(error).__name__} in {place}: {error}", "ROCM_PATCH_TRACE=1 shows the trace")
+            )
             raise SystemExit(EXIT_PROBLEMS) from None
 
     return guarded  # type: ignore[return-value]

@@ -95,4 +95,5 @@ def run(
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(program, command, dict(prepared.environment))
+    # The command takes our place: no shell, and the environment is the whole point.
+    os.execve(program, command, dict(prepared.environment))  # noqa: S606

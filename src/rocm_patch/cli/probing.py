@@ -47,7 +47,9 @@ def exit_code(trials: Trials) -> int:
 
 @verb
 def probe(
-    python: Annotated[str, typer.Option("--python", help="The interpreter whose torch is probed; without it the first that is found.", metavar="PATH")] = "",
+    python: Annotated[
+        str, typer.Option("--python", help="The interpreter whose torch is probed; without it the first that is found.", metavar="PATH")
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or hip; cuda:1, hip:1 for the second card.")] = "auto",
     only: Annotated[list[str], typer.Option(help="A probe or a kind of work; may be given again.", metavar="ID")] = [],  # noqa: B006
     configuration: Annotated[list[str], typer.Option(help="miopen, winograd-off, miopen-off, cudnn, cudnn-off, cpu.", metavar="ID")] = [],  # noqa: B006

@@ -83,6 +83,7 @@ class Case:
 
     @cached_property
     def rocm_torches(self) -> tuple[TorchInstall, ...]:
+        """The torches that could use an AMD card at all."""
         return tuple(torch for torch in self.machine.torches if isinstance(torch.build, Known) and torch.build.value == "rocm")
 
     def coverage(self, torch: TorchInstall) -> Coverage:
@@ -104,7 +105,9 @@ class Case:
         """The forced target in force for programs of this user, if there is one."""
         wanted = tuple(reaches)
         places = tuple(
-            setting for setting in self.machine.settings if setting.name == OVERRIDE and setting.in_force and setting.value and setting.reach in wanted
+            setting
+            for setting in self.machine.settings
+            if setting.name == OVERRIDE and setting.in_force and setting.value and setting.reach in wanted
         )
         return override_of(places)
 

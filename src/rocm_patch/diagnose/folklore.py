@@ -25,7 +25,7 @@ def settings(case: Case) -> Iterator[Finding]:
         effect = effect_of(case, name, value)
         if effect is None or effect.effect == "legitimate":
             continue
-        severity: Severity = effect.severity or _SEVERITY[effect.effect]  # type: ignore[assignment]
+        severity: Severity = effect.severity or _SEVERITY[effect.effect]
         why = [f"{name}={value} ({where(places)}): {effect.text}"]
         if places[0].reach == "boot" and not _loaded(case, name, value):
             why.append("It comes into force at the next boot.")

@@ -19,7 +19,11 @@ def wheels(case: Case) -> Iterator[Finding]:
         return
     if not case.machine.torches:
         yield finding(
-            "wrong_torch_wheel", "info", 0.9, ["No torch was found; name an interpreter with --python to look elsewhere."], case.advise("native-wheel")
+            "wrong_torch_wheel",
+            "info",
+            0.9,
+            ["No torch was found; name an interpreter with --python to look elsewhere."],
+            case.advise("native-wheel"),
         )
         return
     usable = any(case.coverage(torch).targets is None or case.coverage(torch).native(case.gfx, case.generic) for torch in case.rocm_torches)
@@ -104,7 +108,8 @@ def _judge(case: Case, found: Override, reach: str) -> Iterator[Finding]:
         if old and len(old) == len(torches):
             why = [
                 f"{said}: it runs gfx1030 code on a {gfx} chip.",
-                f"{label(old[0])} is the generation with which this ran for several people, in fp32 only; it is unsound all the same: fp16 gives black images or NaN.",
+                f"{label(old[0])} is the generation with which this ran for several people, in fp32 only; "
+                "it is unsound all the same: fp16 gives black images or NaN.",
             ]
             yield finding("override_unsafe", "warning", 0.85, why, case.advise("native-wheel"))
             return
@@ -115,21 +120,28 @@ def _judge(case: Case, found: Override, reach: str) -> Iterator[Finding]:
             ]
             yield finding("override_wrong", "problem", 0.93, why, advice)
             return
-        why = [f"{said}: it forces {target} code on a {gfx} chip, which lacks instructions of it and has silicon bugs that {target} code does not avoid."]
+        why = [
+            f"{said}: it forces {target} code on a {gfx} chip, which lacks instructions of it and has silicon bugs that {target} code does not avoid."
+        ]
         why.append("What that looks like: 100 % GPU without end, error 0x29 (aperture violation), resets, NaN or black images.")
         yield finding("override_unsafe", "problem", 0.95, why, case.advise("native-wheel") + advice)
         return
     if native and len(native) == len(torches):
         lacking = [torch for torch, coverage in coverages if coverage.targets is not None and target not in coverage.targets]
         if lacking:
-            why = [f"{said}, left over beside a native wheel: {label(lacking[0])} has code for {gfx} and none for {target}, which the runtime now asks for."]
+            why = [
+                f"{said}, left over beside a native wheel: {label(lacking[0])} has code for {gfx} and none for {target}, "
+                "which the runtime now asks for."
+            ]
             yield finding("override_wrong", "problem", 0.9, why, advice)
         else:
             why = [f"{said}: needless, {label(native[0])} has code for {gfx} itself."]
             yield finding("override_wrong", "info", 0.7, why)
         return
     if all(coverage.targets is None for _, coverage in coverages):
-        yield finding("override_wrong", "info", 0.5, [f"{said}: {gfx} executes {target} code, so it is sound; whether it is needed could not be read."])
+        yield finding(
+            "override_wrong", "info", 0.5, [f"{said}: {gfx} executes {target} code, so it is sound; whether it is needed could not be read."]
+        )
 
 
 def same_instructions(gfx: str, target: str) -> bool:
@@ -171,7 +183,8 @@ def native_rdna1(case: Case) -> Iterator[Finding]:
     for torch in case.rocm_torches:
         if case.coverage(torch).native(case.gfx, case.generic):
             why = [
-                f"{label(torch)} has native code for {case.gfx}: usable, with this: CNN training needs MIOpen off, channels_last or patched batch norm.",
+                f"{label(torch)} has native code for {case.gfx}: usable, with this: "
+                "CNN training needs MIOpen off, channels_last or patched batch norm.",
                 "MIOpen's batch-norm training kernels do not assemble on gfx101x (their guard names gfx103x only), "
                 "and its hand-written Winograd kernels carry patterns that this chip handles wrongly.",
             ]
@@ -187,7 +200,8 @@ def known_regressions(case: Case) -> Iterator[Finding]:
         version = torch.toolkit.value if isinstance(torch.toolkit, Known) else None
         if version and version.startswith("10.0"):
             why = [
-                f"{label(torch)} brings MIOpen 3.6.0, which was seen to fail every convolution with 'Invalid elapsed time' (on gfx1151; not known here)."
+                f"{label(torch)} brings MIOpen 3.6.0, which was seen to fail every convolution "
+                "with 'Invalid elapsed time' (on gfx1151; not known here)."
             ]
             yield finding("runtime_regression", "warning", 0.4, why, case.advise("miopen-off"))
         numpy = next((package.version for package in torch.packages if package.name == "numpy"), None)

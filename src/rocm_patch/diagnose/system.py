@@ -37,7 +37,9 @@ def driver(case: Case) -> Iterator[Finding]:
 def _refused(case: Case, gpu: Gpu) -> Finding:
     why = [f"The kernel's compute driver refused the {gpu.name} at {gpu.pci}: {gpu.atomics.why}."]
     if isinstance(gpu.atomics.firmware, Known) and gpu.atomics.firmware_needed > 0:
-        why.append(f"MEC firmware {gpu.atomics.firmware.value} is installed; from {gpu.atomics.firmware_needed} on the kernel does without PCIe atomics.")
+        why.append(
+            f"MEC firmware {gpu.atomics.firmware.value} is installed; from {gpu.atomics.firmware_needed} on the kernel does without PCIe atomics."
+        )
     return finding("pcie_atomics", "problem", 0.95, why, _firmware(case, gpu))
 
 
@@ -75,7 +77,11 @@ def devices(case: Case) -> Iterator[Finding]:
         why = [f"This user may not open {path} ({source.partition(': ')[2] or source})." for path, source in closed]
         why.append(f"Groups of this user: {mine or 'none'}.")
         advice = case.advise(
-            "kfd-udev-rule" if ungrouped else "device-group", path=closed[0][0], group=group or "render", mode=mode or "closed", owner=f"{owner}:{group}"
+            "kfd-udev-rule" if ungrouped else "device-group",
+            path=closed[0][0],
+            group=group or "render",
+            mode=mode or "closed",
+            owner=f"{owner}:{group}",
         )
         yield finding("kfd_permission", "problem", 0.95, why, advice)
 

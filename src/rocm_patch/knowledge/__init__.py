@@ -122,7 +122,8 @@ def _rows(tables: Mapping[str, Any], table: str, key: str, kind: type[T]) -> tup
     if unknown:
         raise KnowledgeError(f"{table}.toml: unknown top-level key {', '.join(sorted(unknown))}")
     rows = []
-    for number, raw in enumerate(tables[table].get(key, []), 1):
+    for number, row in enumerate(tables[table].get(key, []), 1):
+        raw = row
         name = next((str(raw[word]) for word in ("id", "name", "gfx", "remedy") if word in raw), "")
         if kind is SettingRow:
             raw = {**raw, "effects": [_effect(effect) for effect in raw.get("effects", raw.get("effect", []))]}

@@ -88,7 +88,7 @@ def status(rows: Iterable[Evidence]) -> Status:
         return "partial" if "works" in outcomes else "harmful"
     for outcome in ("works", "partial", "no effect"):
         if outcome in outcomes:
-            return outcome  # type: ignore[return-value]
+            return outcome
     return "untested"
 
 

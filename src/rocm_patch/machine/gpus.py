@@ -103,7 +103,15 @@ def collect(
 
 
 def _gpu(
-    root: Root, recorded: Recorded, user: User, knowledge: Knowledge, log: Fact[tuple[str, ...]], pci: str, device: str, node: Node | None, kfd_runs: bool
+    root: Root,
+    recorded: Recorded,
+    user: User,
+    knowledge: Knowledge,
+    log: Fact[tuple[str, ...]],
+    pci: str,
+    device: str,
+    node: Node | None,
+    kfd_runs: bool,
 ) -> Gpu:
     where = f"{DEVICES}/{pci}"
     row, names = knowledge.devices.get(device, (None, None))
@@ -176,8 +184,10 @@ def _render_node(root: Root, where: str, node: Node | None) -> Fact[str | None]:
 
 def _hex(root: Root, where: str) -> Known[int | None] | Unknown:
     answer = root.word(where)
-    if isinstance(answer, Unknown) or answer.value is None:
+    if isinstance(answer, Unknown):
         return answer
+    if answer.value is None:
+        return Known(None, where)
     try:
         return Known(int(answer.value, 16), where)
     except ValueError:

@@ -50,7 +50,7 @@ def kernel_log(root: Root) -> Fact[tuple[str, ...]]:
 
 
 def _live_log() -> Fact[tuple[str, ...]]:
-    lines = []
+    lines = list[str]()
     try:
         descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -21,7 +21,8 @@ PLACEHOLDER = "0.0.1.dev0"
 """PyPI holds empty distributions of this version under AMD's names; they contain no code."""
 
 _DEVICE_PACKAGES = re.compile(
-    r"(amd[-_]torch(vision)?[-_]device|rocm[-_]sdk|rocm|torch|torchvision|torchaudio|triton|pytorch[-_]triton[-_]rocm|nvidia|numpy)([-_].*)?", re.IGNORECASE
+    r"(amd[-_]torch(vision)?[-_]device|rocm[-_]sdk|rocm|torch|torchvision|torchaudio|triton|pytorch[-_]triton[-_]rocm|nvidia|numpy)([-_].*)?",
+    re.IGNORECASE,
 )
 _BUILD = Literal["rocm", "cuda", "cpu"]
 _ENVIRONMENT_NAMES = ("venv", ".venv", "env", ".env")
@@ -49,7 +50,7 @@ def collect(root: Root, home: str, interpreters: Iterable[str] = ()) -> tuple[tu
                 unread.append(answer)
                 continue
             key = root.host(site)
-            if key not in found and "torch" in (answer.value or ()) or any(name.startswith("torch-") for name in answer.value or ()):
+            if (key not in found and "torch" in (answer.value or ())) or any(name.startswith("torch-") for name in answer.value or ()):
                 found.setdefault(key, read(root, prefix, site, answer.value or ()))
     return tuple(found.values()), unread
 
