@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.resources
-import io
 import os
 import shlex
 import stat
 import sys
-import zipfile
 from typing import Final
 
 from rocm_patch import knowledge
@@ -35,6 +32,10 @@ _DATE: Final = (2020, 1, 1, 0, 0, 0)
 
 def build() -> bytes:
     """The zip file's bytes: the same for the same code and tables, on every machine and Python."""
+    import importlib.resources
+    import io
+    import zipfile
+
     package = importlib.resources.files("rocm_patch")
     members = {"__main__.py": _MAIN.encode(), "rocm_patch/knowledge/tables.json": knowledge.baked().encode()}
     for name in MODULES:

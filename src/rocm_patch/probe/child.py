@@ -168,14 +168,22 @@ def load_torch() -> Any:
         return importlib.import_module("torch")
 
 
+def torch_facts(torch: Any) -> Dict[str, Any]:
+    """What this torch is; asks no device."""
+    return {
+        "torch": str(torch.__version__),
+        "git": str(torch.version.git_version)[:10],
+        "built": "hip" if torch.version.hip else ("cuda" if torch.version.cuda else "cpu"),
+        "toolkit": torch.version.hip or torch.version.cuda or "",
+        "python": "%d.%d.%d" % sys.version_info[:3],
+    }
+
+
 def device_facts(torch: Any, wanted: str) -> Dict[str, Any]:
-    """What this torch is and which device answers; runs no kernel. `wanted`: auto, cpu, cuda or hip, the latter with :N."""
+    """Which device answers; runs no kernel. `wanted`: auto, cpu, cuda or hip, the latter with :N."""
     kind, _, index = wanted.partition(":")
-    built = "hip" if torch.version.hip else ("cuda" if torch.version.cuda else "cpu")
-    facts: Dict[str, Any] = {"kind": "cpu", "name": "CPU", "arch": "", "count": 0, "built": built, "python": "%d.%d.%d" % sys.version_info[:3]}
-    facts["torch"] = str(torch.__version__)
-    facts["git"] = str(torch.version.git_version)[:10]
-    facts["toolkit"] = torch.version.hip or torch.version.cuda or ""
+    facts: Dict[str, Any] = {"kind": "cpu", "name": "CPU", "arch": "", "count": 0}
+    built = torch_facts(torch)["built"]
     if kind == "cpu" or built == "cpu" or not torch.cuda.is_available():
         return facts
     facts["count"] = torch.cuda.device_count()
@@ -204,6 +212,7 @@ def probe(tell: Teller, spec: Dict[str, Any]) -> None:
         torch = load_torch()
     device = spec["device"]
     if spec["workload"] == "device":
+        tell.line(event="facts", facts=torch_facts(torch))
         with tell.stage("device"):
             facts = device_facts(torch, device)
         tell.line(event="facts", facts=facts)

@@ -44,6 +44,7 @@ DRAIN: Final = 2 << 20
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_GET_CHILD_SUBREAPER: Final = 37
+_ENDS: Final = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 _ONE: Final = threading.Lock()
 
 
@@ -210,8 +211,8 @@ class _Run:
             stuck = not self._kill_all(watch)
             for descriptor in list(self.readers):
                 self._drain(descriptor, DRAIN)
-                os.close(descriptor)
-            self.readers.clear()
+                if self.readers.pop(descriptor, None):
+                    os.close(descriptor)
             if watch >= 0:
                 os.close(watch)
         return Ending(
@@ -242,7 +243,8 @@ class _Run:
     def _ended(self) -> bool:
         """Without reaping: while the zombie is there, neither its number nor its group's can be anybody else's."""
         try:
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            told = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            return told is not None and told.si_code in _ENDS  # a child that asked to be traced also reports its stops
         except ChildProcessError:
             return True
 
@@ -271,9 +273,8 @@ class _Run:
             except (BlockingIOError, InterruptedError):
                 return
             if not data:
-                if self.readers:
-                    del self.readers[descriptor]
-                    os.close(descriptor)
+                del self.readers[descriptor]
+                os.close(descriptor)
                 return
             take(data)
             limit -= len(data)
@@ -307,12 +308,12 @@ class _Run:
         """Kill and reap until nothing is left; False where something cannot be killed."""
         end = time.monotonic() + PATIENCE
         while True:
-            self._signal_group(signal.SIGKILL)
             found = self._descendants()
             for stat in found:  # stop first: what forks faster than we kill stands still
                 if stat.pid != self.pid and stat.state not in "ZXx":
                     self.leftovers.add(stat.pid)
                     _send(stat.pid, signal.SIGSTOP)
+            self._signal_group(signal.SIGKILL)
             for stat in found:
                 _send(stat.pid, signal.SIGKILL)
             left = [stat.pid for stat in found if not self._reap(stat.pid)]
@@ -335,7 +336,7 @@ class _Run:
             done, status, usage = os.wait4(pid, os.WNOHANG)
         except ChildProcessError:
             return remains(_stats(pid)) == "gone"  # somebody else's child still: its parent dies, then it is ours
-        if not done or os.WIFSTOPPED(status):  # a child that asked to be traced reports its stops to us
+        if not done or os.WIFSTOPPED(status):
             return False
         if pid == self.pid:
             self.code = os.waitstatus_to_exitcode(status)

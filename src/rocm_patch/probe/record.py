@@ -29,7 +29,7 @@ Key = tuple[str, str, str]
 
 FOLDER: Final = "rocm-patch/probes"
 SCHEMA: Final = 1
-GPU_LOCKS: Final = ("/sys/class/kfd", "/sys/class/drm", "/sys/module/nvidia", "/sys/class")
+GPU_LOCKS: Final = ("/sys/class/kfd", "/sys/class/drm", "/sys/module/nvidia", "/proc/driver/nvidia")
 """The first that is there is locked for the whole machine: flock on a sysfs folder needs no right to write and changes nothing."""
 
 

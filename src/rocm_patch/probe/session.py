@@ -81,7 +81,7 @@ def run(
         state_home: $XDG_STATE_HOME; records go to rocm-patch/probes in it, and nothing is written elsewhere.
         environment: all of the children's environment; ours where None.
         progress: told in words what starts, and each result.
-        again: run also what took the machine down before.
+        again: run everything afresh, also what took the machine down before.
         resume: keep results that this stack already has in this boot.
         kit: other rows or another child; for tests.
 
@@ -236,7 +236,7 @@ class _Session:
             self.torch_device = "cpu" if found == "cpu" else f"cuda:{index or 0}"
         else:
             self.dead = self.dead or f"the device could not be found: {trial.verdict}, {trial.detail}"
-            self.kind = device.partition(":")[0] if device != "auto" else "cpu"
+            self.kind = device.partition(":")[0] if device != "auto" else str(self.facts.get("built", "cpu"))
         self.stack = self._words()
         self.progress(trial)
         return trial
@@ -359,11 +359,11 @@ class _Session:
         return f"{self.kind}:{index}" if index and self.kind in ("cuda", "hip") else self.kind
 
     def _words(self) -> str:
-        if not self.facts:
+        if "torch" not in self.facts:
             return f"unknown torch of {self.interpreter}, Linux {platform.release()}{_settings(self.environment)}"
         facts = self.facts
         built = " ".join(filter(None, (str(facts["built"]), str(facts.get("toolkit", "")))))
-        on = " ".join(filter(None, (self.kind, str(facts["name"]), str(facts.get("arch", "")))))
+        on = " ".join(filter(None, (self.kind, str(facts.get("name", "")), str(facts.get("arch", "")))))
         return f"torch {facts['torch']} ({built}, {facts.get('git', '')}), {on}, Linux {platform.release()}{_settings(self.environment)}"
 
 

@@ -71,7 +71,7 @@ def listen(raw: bytes, cut: bool = False) -> Told:
             case "value":
                 values.append(told)
             case "facts":
-                facts = told["facts"]
+                facts.update(told["facts"])
             case "error":
                 error = told
             case "end":
