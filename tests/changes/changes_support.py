@@ -1,0 +1,254 @@
+"""Shared by the tests of changes: a five-file plan, snapshots, a kill at the n-th primitive, and what a disk may hold after a power cut."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from rocm_patch.apply import apply, facts, recover, rollback
+from rocm_patch.changes import KINDS, Locations
+from rocm_patch.changes.kind import Change, Kind
+from rocm_patch.model import SCHEMA, Condition, Plan, RemedyRow, SettingRow, Step
+from rocm_patch.root import ABSENT, State
+
+STATE = "var/lib/rocm-patch"
+
+
+# ------------------------------------------------------------------ tables and a plan
+
+
+def remedy(name, kind, parameters):
+    return RemedyRow(name, name, kind, "passive", "system", "", "", (), Condition(), parameters)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A few rows, so that these tests do not hang on what the real tables say today."""
+
+    remedies: object = field(
+        default_factory=lambda: MappingProxyType(
+            {
+                "five": remedy("five", "five", ("variant",)),
+                "drop": remedy("drop", "environment", ("unset", "own", "set")),
+                "set": remedy("set", "environment", ("set",)),
+                "wheel": remedy("wheel", "venv", ("gfx", "packages", "expect", "index", "python", "name")),
+                "words": remedy("words", "manual", ()),
+            }
+        )
+    )
+    settings: object = field(
+        default_factory=lambda: MappingProxyType(
+            {
+                "HSA_OVERRIDE_GFX_VERSION": SettingRow("HSA_OVERRIDE_GFX_VERSION", "environment", "", r"1[01]\.[0-9]\.[0-9]", "{own}", ()),
+                "MIOPEN_FIND_MODE": SettingRow("MIOPEN_FIND_MODE", "environment", "", "FAST|2", "", ()),
+                "MIOPEN_DEBUG_CONV_GEMM": SettingRow("MIOPEN_DEBUG_CONV_GEMM", "environment", "", "0", "1", ()),
+                "amdgpu.noretry": SettingRow("amdgpu.noretry", "module", "", "0", "", ()),
+            }
+        )
+    )
+    wheels: tuple = ()
+
+
+TABLES = Tables()
+
+OLD_FOUR = b"four: as the user left it\n"
+OLD_FIVE = b"five: to be deleted\n"
+FIVE_PATHS = ("etc/new.d/one.conf", "etc/modprobe.d/two.conf", "etc/profile.d/three.sh", "etc/four.cfg", "etc/five.conf")
+
+
+def _render(steps, look):
+    variant = steps[-1].parameters.get("variant", ("a",))[0]
+    own = {"uid": os.geteuid(), "gid": os.getegid()}
+    four = look.now("/etc/four.cfg")
+    return (
+        Change("/etc/new.d/one.conf", State("file", 0o644, data=f"one {variant}\n".encode(), **own)),
+        Change("/etc/modprobe.d/two.conf", State("file", 0o644, data=f"two {variant}\n".encode() * 300, **own)),
+        Change("/etc/profile.d/three.sh", State("file", 0o755, data=f"three {variant}\n".encode(), **own)),
+        Change("/etc/four.cfg", State("file", four.mode, four.uid, four.gid, f"four {variant}\n".encode(), "", four.attributes)),
+        Change("/etc/five.conf", ABSENT),
+    )
+
+
+FIVE = Kind("five", ("system",), "reboot", lambda step, tables: None, _render, lambda *_: None, lambda *_: ("five: looked at",))
+TEST_KINDS = (*KINDS, FIVE)
+FIVE_STEPS = (Step("five", "system", {"variant": ("a",)}),)
+ENVIRONMENT_STEPS = (
+    Step("drop", "system", {"unset": ("HSA_OVERRIDE_GFX_VERSION=10.3.0",)}),
+    Step("set", "system", {"set": ("MIOPEN_FIND_MODE=FAST",)}),
+)
+CASES = {"five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS}
+
+
+def prepare(root):
+    """A root as small as these plans need, with one file of odd mode and one link that must survive."""
+    for folder in ("etc/modprobe.d", "etc/profile.d", "var"):
+        os.makedirs(f"{root}/{folder}")
+    for name, data, mode in (("four.cfg", OLD_FOUR, 0o640), ("five.conf", OLD_FIVE, 0o604), ("profile.d/other.sh", b"export A=1\n", 0o644)):
+        with open(f"{root}/etc/{name}", "wb") as file:
+            file.write(data)
+        os.chmod(f"{root}/etc/{name}", mode)
+    os.symlink("four.cfg", f"{root}/etc/link")
+    return str(root)
+
+
+def plan_for(steps, locations):
+    return Plan(SCHEMA, tuple(steps), facts(steps, locations, TABLES, TEST_KINDS))
+
+
+def do_apply(root, steps, observe=None, plan=None):
+    locations = Locations(str(root), observe=observe)
+    return apply(plan or plan_for(steps, locations), locations, tables=TABLES, kinds=TEST_KINDS, say=lambda _: None)
+
+
+def do_rollback(root, observe=None, everything=True):
+    return rollback(Locations(str(root), observe=observe), everything=everything, tables=TABLES, kinds=TEST_KINDS)
+
+
+def do_recover(root, observe=None):
+    return recover(Locations(str(root), observe=observe))
+
+
+# ------------------------------------------------------------------ snapshots
+
+
+def snapshot(root, without=()):
+    """Type, mode, owner, content, link target and attributes of everything in a tree."""
+    root, found = str(root), {}
+    for at, folders, files in os.walk(root):
+        for name in [*folders, *files, *([] if at != root else ["."])]:
+            path = os.path.join(at, name)
+            short = os.path.relpath(path, root)
+            if any(short == skip or short.startswith(f"{skip}/") for skip in without):
+                continue
+            found[short] = describe(path)
+    return found
+
+
+def describe(path):
+    status = os.lstat(path)
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISLNK(status.st_mode):
+        return ("link", mode, status.st_uid, status.st_gid, os.readlink(path), ())
+    if stat.S_ISDIR(status.st_mode):
+        return ("folder", mode, status.st_uid, status.st_gid, "", ())
+    with open(path, "rb") as file:
+        data = file.read()
+    attributes = tuple((name, os.getxattr(path, name)) for name in sorted(os.listxattr(path)))
+    return ("file", mode, status.st_uid, status.st_gid, data, attributes)
+
+
+def managed(root):
+    """Everything but the journal: what a program that knows nothing of us sees."""
+    return snapshot(root, without=(STATE, "var/lib"))
+
+
+def clone(source, target):
+    if os.path.lexists(target):
+        shutil.rmtree(target)
+    shutil.copytree(source, target, symlinks=True)
+    for at, folders, files in os.walk(source):
+        for name in (*folders, *files):
+            path = os.path.join(at, name)
+            there = os.path.join(target, os.path.relpath(path, source))
+            status = os.lstat(path)
+            os.chown(there, status.st_uid, status.st_gid, follow_symlinks=False)
+    return str(target)
+
+
+# ------------------------------------------------------------------ the judge
+
+
+@dataclass
+class Truth:
+    """What is right: the tree before, the managed files after."""
+
+    before: dict
+    after: dict
+
+    @classmethod
+    def of(cls, steps, scratch):
+        root = prepare(f"{scratch}/truth")
+        before = snapshot(root)
+        do_apply(root, steps)
+        return cls(before, managed(root))
+
+    def judge(self, root, back=False):
+        """None if the tree is exactly before or after; otherwise what is wrong. `back`: roll the after back as well."""
+        now = snapshot(root)
+        if now == self.before:
+            return None
+        if managed(root) != self.after:
+            return f"neither before nor after: {difference(self.before, now)}"
+        if os.path.exists(f"{root}/{STATE}/plan"):
+            return "the plan file is still there"
+        if back:
+            do_rollback(root)
+            if snapshot(root) != self.before:
+                return f"after, but it does not roll back: {difference(self.before, snapshot(root))}"
+        return None
+
+    def torn(self, root):
+        """What a boot before any recovery would see: files neither old nor new, or names that a reader of drop-ins takes."""
+        wrong = []
+        base = {path: row for path, row in self.before.items() if not path.startswith("var")}
+        for path in {*base, *self.after}:
+            now = describe(f"{root}/{path}") if os.path.lexists(f"{root}/{path}") else None
+            if now not in (base.get(path), self.after.get(path)) and not path.startswith("var"):
+                wrong.append(f"{path} is torn: {now}")
+        for at, _, files in os.walk(f"{root}/etc"):
+            for name in files:
+                short = os.path.relpath(os.path.join(at, name), root)
+                if short not in base and short not in self.after and not name.startswith("."):
+                    wrong.append(f"{short} would be read")
+        return wrong
+
+
+def difference(one, other):
+    return {path: (one.get(path), other.get(path)) for path in sorted({*one, *other}) if one.get(path) != other.get(path)}
+
+
+# ------------------------------------------------------------------ dying at a primitive
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
+
+
+@dataclass
+class DieAt:
+    """Observer that stops the process before its n-th primitive, and every later one."""
+
+    at: int
+    seen: int = 0
+
+    def __call__(self, operation):
+        self.seen += 1
+        if self.seen >= self.at:
+            raise Killed
+
+
+@dataclass
+class FailAt:
+    """Observer that lets the n-th primitive fail, once or from then on."""
+
+    at: int
+    error: int
+    for_ever: bool = False
+    seen: int = 0
+    hit: bool = False
+
+    def __call__(self, operation):
+        self.seen += 1
+        if self.seen == self.at or (self.for_ever and self.seen > self.at):
+            self.hit = True
+            raise OSError(self.error, os.strerror(self.error), operation.path)
+
+
+def count_operations(action):
+    """How many primitives an action makes; `action` gets an observer."""
+    seen = []
+    action(seen.append)
+    return len(seen)
