@@ -270,3 +270,33 @@ def test_soundness_of_overrides_is_directional():
     assert not same_instructions("gfx1030", "gfx1010")
     assert own_version("gfx1012") == "10.1.2"
     assert own_version("gfx90a") == "9.0.10"
+
+
+def test_two_cards_of_different_kinds_get_two_answers():
+    found, _ = load("rx6700xt-pytorch-org")
+    second = replace(found.gpus[0], pci="0000:0b:00.0", name="Radeon RX 5600 XT", gfx=Known("gfx1010", "test"), kfd_node=Known(2, "test"))
+    first = replace(found.gpus[0], gfx=Known("gfx1030", "test"))
+    both = with_override(replace(found, gpus=(first, second)), "10.3.0")
+    assert causes(replace(both, gpus=(first,)), holding(both, "gfx1030"), severity="problem") == []
+    problems = causes(both, holding(both, "gfx1030"), severity="problem")
+    assert problems[0] == "override_unsafe"
+    node = Setting("HSA_OVERRIDE_GFX_VERSION_1", "10.3.0", "environment", "profile", "/etc/profile.d/x.sh", 1, "login", True)
+    own = replace(with_override(both, None), settings=(node,))
+    assert causes(own, holding(both, "gfx1030", "gfx1010"), severity="problem") == []
+
+
+def test_the_form_for_one_node_beats_the_general_one():
+    found, _ = load("rx5600xt-ubuntu2404-mission")
+    node = Setting("HSA_OVERRIDE_GFX_VERSION_1", "10.3.0", "environment", "profile", "/etc/profile.d/x.sh", 1, "login", True)
+    found = replace(with_override(found, "10.1.0"), settings=(*with_override(found, "10.1.0").settings, node))
+    finding = diagnose(found, holding(found, "gfx1030"), TABLES).findings[0]
+    assert finding.cause == "override_unsafe"
+    assert finding.why[0].startswith("HSA_OVERRIDE_GFX_VERSION_1=10.3.0")
+
+
+def test_a_word_on_the_kernel_command_line_is_not_sought_in_modprobe_d():
+    found, code = load("rx5700xt-native")
+    setting = Setting("amdgpu.mtype_local", "1", "module", "cmdline", "/proc/cmdline", 1, "kernel", True)
+    finding = next(item for item in diagnose(replace(found, settings=(setting,)), code, TABLES).findings if item.cause == "folklore_setting")
+    assert [advice.id for advice in finding.remedies] == ["drop-kernel-word-by-hand"]
+    assert "grub" in finding.remedies[0].text

@@ -29,7 +29,7 @@ def prepare(case: Case, environment: Mapping[str, str], keep: tuple[str, ...] = 
     for name in sorted(environment):
         if name in keep or name not in case.knowledge.settings:
             continue
-        if name == OVERRIDE:
+        if name == case.override_name:
             harm = [finding for finding in override(case) if finding.severity == "problem"]
             if harm:
                 del values[name]

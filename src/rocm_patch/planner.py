@@ -73,9 +73,9 @@ def _wanted(case: Case, diagnosis: Diagnosis) -> tuple[str, ...]:
 
 def _environment(case: Case, id_: str, values: Mapping[str, str]) -> Iterable[Step]:
     if id_ == "drop-override":
-        return _drops(case, id_, [setting for setting in _in_files(case) if setting.name == OVERRIDE])
+        return _drops(case, id_, [setting for setting in _in_files(case) if setting.name.startswith(OVERRIDE)])
     if id_ == "drop-setting":
-        return _drops(case, id_, [setting for setting in _in_files(case) if setting.name != OVERRIDE and _to_drop(case, setting)])
+        return _drops(case, id_, [setting for setting in _in_files(case) if not setting.name.startswith(OVERRIDE) and _to_drop(case, setting)])
     if id_ == "set-override":
         value = values.get("value") or next((found for torch in case.rocm_torches if (found := legitimate_value(case.gfx, case.coverage(torch)))), "")
         if not value:

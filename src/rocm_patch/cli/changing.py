@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rocm_patch.cli.common import JsonOption, PythonOption, RootOption, YesOption, case_of, diagnosis_of, root_of, verb
+from rocm_patch.cli.common import JsonOption, MachineOption, PythonOption, RootOption, YesOption, case_of, diagnosis_of, root_of, verb
 from rocm_patch.model import (
     EXIT_FINE,
     EXIT_NEEDS_RESTART,
@@ -159,6 +159,7 @@ def finish(receipts: tuple[Receipt, ...], where: Locations, as_json: bool) -> in
 @verb
 def plan(
     root: RootOption = "/",
+    machine: MachineOption = "",
     python: PythonOption = [],  # noqa: B006
     remedy: RemedyOption = [],  # noqa: B006
     values: SetOption = [],  # noqa: B006
@@ -171,7 +172,7 @@ def plan(
     from rocm_patch import codec
     from rocm_patch.report import documents, words
 
-    case = case_of(root, "", python)
+    case = case_of(root, machine, python)
     diagnosis = diagnosis_of(case)
     wanted = steps_of(case, diagnosis, root, remedies=remedy, values=values, index=index_url, python=venv_python)
     steps, elsewhere = split(wanted, root)

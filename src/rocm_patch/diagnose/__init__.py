@@ -41,7 +41,9 @@ _SEVERITIES: Final = ("problem", "warning", "info")
 def diagnose(machine: Machine, images: Images, knowledge: Knowledge, trials: Trials | None = None, today: date | None = None) -> Diagnosis:
     """Judge a machine by every rule. `today` is for the age of our tables only; without it nothing is said of it."""
     case = Case(machine, images, trials, knowledge)
-    findings = _explained([finding for rule in RULES for finding in rule(case)])
+    # Two cards of different kinds in one machine need two answers; what is said of both is said once.
+    cases = [replace(case, focus=gpu) for gpu in case.workers] or [case]
+    findings = list(dict.fromkeys(item for one in cases for item in _explained([finding for rule in RULES for finding in rule(one)])))
     # A setting from a recipe never stands before a cause that the stack itself shows.
     findings.sort(key=lambda item: (_SEVERITIES.index(item.severity), item.cause == "folklore_setting", -item.certainty))
     notes = []

@@ -46,6 +46,8 @@ class Case:
     images: Images
     trials: Trials | None
     knowledge: Knowledge
+    focus: Gpu | None = None
+    """The card that the rules are asked about; without it the first dedicated one."""
 
     @cached_property
     def cards(self) -> tuple[Gpu, ...]:
@@ -59,7 +61,12 @@ class Case:
     @cached_property
     def card(self) -> Gpu | None:
         """The card that work is meant to run on."""
-        return self.cards[0] if self.cards else None
+        return self.focus or (self.cards[0] if self.cards else None)
+
+    @cached_property
+    def workers(self) -> tuple[Gpu, ...]:
+        """The cards that work is meant to run on: the dedicated ones, or the integrated one where it is alone."""
+        return tuple(gpu for gpu in self.cards if not gpu.integrated) or self.cards[:1]
 
     @cached_property
     def gfx(self) -> str:
@@ -104,10 +111,9 @@ class Case:
     def override(self, reaches: Iterable[str] = ("login", "session", "process")) -> Override | None:
         """The forced target in force for programs of this user, if there is one."""
         wanted = tuple(reaches)
+        name = self.override_name
         places = tuple(
-            setting
-            for setting in self.machine.settings
-            if setting.name == OVERRIDE and setting.in_force and setting.value and setting.reach in wanted
+            setting for setting in self.machine.settings if setting.name == name and setting.in_force and setting.value and setting.reach in wanted
         )
         return override_of(places)
 
@@ -115,6 +121,13 @@ class Case:
         """Our own drop-in that takes a name out at the next login, in words; empty if there is none."""
         ours = next((setting.path for setting in self.machine.settings if setting.ours and setting.name == name and setting.value is None), "")
         return f"Our drop-in {ours} takes it out at the next login; this session still has it: log out and in again." if ours else ""
+
+    @cached_property
+    def override_name(self) -> str:
+        """The variable that counts for this card: the form with its node number beats the general one."""
+        node = self.card.kfd_node.value if self.card and isinstance(self.card.kfd_node, Known) else None
+        own = f"{OVERRIDE}_{node}"
+        return own if any(item.name == own and item.in_force and item.value for item in self.machine.settings) else OVERRIDE
 
     def context(self, torch: TorchInstall | None = None) -> Context:
         """What conditions are held against."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from rocm_patch.diagnose.case import Case, finding, where
 from rocm_patch.diagnose.stack import droppers
 from rocm_patch.knowledge.conditions import holds
-from rocm_patch.model import Advice, Finding, Setting, SettingEffect, Severity
+from rocm_patch.model import Advice, Finding, Known, Setting, SettingEffect, Severity
 
 _SEVERITY: dict[str, Severity] = {"none": "warning", "slows": "warning", "harmful": "problem", "diagnostic": "info"}
 
@@ -50,6 +50,9 @@ def _advice(case: Case, name: str, value: str, places: list[Setting], effect: Se
     first = next((place for place in places if place.origin != "process"), places[0])
     if effect.effect == "diagnostic" and not effect.severity:
         return ()
+    if first.origin == "cmdline":
+        loader = case.machine.platform.boot_loader
+        return case.advise("drop-kernel-word-by-hand", name=name, value=value, loader=loader.value if isinstance(loader, Known) else "not known")
     if row.kind == "module":
         return case.advise("drop-module-option-by-hand", name=name, value=value, bare=name.partition(".")[2], path=first.path, line=first.line)
     if row.kind == "preload":

@@ -74,7 +74,7 @@ def override(case: Case) -> Iterator[Finding]:
         return
     general = case.override()
     if general:
-        pending = all(place.origin == "process" for place in general.places) and case.taken_out(OVERRIDE)
+        pending = all(place.origin == "process" for place in general.places) and case.taken_out(case.override_name)
         for item in _judge(case, general, ""):
             kept = tuple(advice for advice in item.remedies if not advice.id.startswith("drop-"))
             yield replace(item, why=(*item.why, pending), remedies=kept) if pending else item
@@ -92,8 +92,8 @@ def override(case: Case) -> Iterator[Finding]:
 
 def _judge(case: Case, found: Override, reach: str) -> Iterator[Finding]:
     gfx, target, place = case.gfx, found.target, where(found.places)
-    said = f"HSA_OVERRIDE_GFX_VERSION={found.value} is in force{' for ' + reach if reach else ''} ({place})"
-    advice = case.advise(*droppers("drop-override", found.places), value=found.value, places=place)
+    said = f"{found.places[0].name}={found.value} is in force{' for ' + reach if reach else ''} ({place})"
+    advice = case.advise(*droppers("drop-override", found.places), name=found.places[0].name, value=found.value, places=place)
     if target is None:
         yield finding("override_wrong", "problem", 0.95, [f"{said}: this is no version M.m.s, and the runtime refuses to start."], advice)
         return
