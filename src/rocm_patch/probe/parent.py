@@ -146,7 +146,7 @@ def execute(
 
 
 class _Run:
-    def __init__(  # noqa: PLR0917 - called from one place
+    def __init__(
         self,
         argv: Sequence[str] | Callable[[int], Sequence[str]],
         deadline: float,

@@ -110,7 +110,7 @@ def _refuse_foreign_root(environment: Mapping[str, str]) -> None:
             raise RefusedError(why, "run it without sudo")
 
 
-def _check(  # noqa: PLR0917 - run's arguments in their order
+def _check(
     table: Table, interpreter: str, device: str, only: Sequence[str], configurations: Sequence[str], allow: str, environment: Mapping[str, str]
 ) -> str:
     if not DEVICE.fullmatch(device):
@@ -147,7 +147,7 @@ class _Row:
 
 
 class _Session:
-    def __init__(  # noqa: PLR0917 - called from one place
+    def __init__(
         self,
         kit: Kit,
         records: Records,
