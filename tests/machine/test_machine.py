@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -265,11 +267,27 @@ def test_module_options_are_compared_with_the_loaded_driver(tmp_path):
     assert found[("amdgpu.cwsr_enable", "0", "cmdline")].reach == "kernel"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file_is_unread_and_not_absent(tmp_path):
-    put(tmp_path, "etc/passwd", "user:x:1000:1000::/home/user:/bin/bash\n")
-    os.chmod(put(tmp_path, "etc/environment", "HSA_XNACK=1\n"), 0)
-    assert [item.source for item in collect(tmp_path).unread] == ["etc/environment"]
+@pytest.fixture
+def open_root():
+    """A tree that others may enter, and a reader who is not root while the test asks."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def test_an_unreadable_file_is_unread_and_not_absent(open_root):
+    put(open_root, "etc/passwd", "user:x:1000:1000::/home/user:/bin/bash\n")
+    os.chmod(put(open_root, "etc/environment", "HSA_XNACK=1\n"), 0)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        unread = collect(open_root).unread
+    finally:
+        if root:
+            os.seteuid(0)
+    assert [item.source for item in unread] == ["etc/environment"]
+    assert "denied" in unread[0].unknown
 
 
 # ------------------------------------------------------------------ hostile trees
