@@ -322,10 +322,8 @@ class Journal:
         records = {record.transaction: record for record in self.records()}
         for name in self._garbage():
             path = join(self.folder, name)
-            if name in records:
-                for entry in records[name].entries:
-                    if records[name].verb == "rollback" and entry.before.kind == "grown":
-                        grown.clear_tomb(self.tree, self.ground.at(entry.path), name)
+            if name in records and records[name].verb == "rollback":
+                self._clear_tombs(records[name])
             if self.tree.state_kind(path) == "folder":
                 inside = self.tree.names(path)
                 # The receipt goes first: a folder without one is garbage, wherever we are stopped.
@@ -339,6 +337,15 @@ class Journal:
             self.tree.sync_folder(self.folder)
         if not self.active():
             self.dismantle()
+
+    def _clear_tombs(self, rollback: Record) -> None:
+        """Remove the folders that a finished rollback set aside, and those of ours that were not empty because of them."""
+        for entry in rollback.entries:
+            at = self.ground.at(entry.path)
+            if entry.before.kind == "grown":
+                grown.clear_tomb(self.tree, at, rollback.transaction)
+            elif (entry.before.kind, entry.after.kind) == ("folder", "absent"):
+                self._remove_if_empty(at)
 
     def _garbage(self) -> list[str]:
         """Names to remove, in the order that is safe: what a rollback took back goes before the rollback's own record."""

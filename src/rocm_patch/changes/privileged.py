@@ -22,8 +22,9 @@ PYTHON: Final = "/usr/bin/python3"
 NAME: Final = "rocm-patch-root.pyz"
 MODULES: Final = (
     "__init__.py", "model.py", "codec.py", "root.py", "run.py", "apply.py", "knowledge/__init__.py",
-    "changes/__init__.py", "changes/elevate.py", "changes/engine.py", "changes/environment.py", "changes/grown.py", "changes/journal.py",
-    "changes/kind.py", "changes/places.py", "changes/privileged.py", "changes/record.py", "changes/transaction.py", "changes/undo.py", "changes/venv.py",
+    "changes/__init__.py", "changes/elevate.py", "changes/engine.py", "changes/environment.py", "changes/grown.py",
+    "changes/journal.py", "changes/kind.py", "changes/places.py", "changes/privileged.py", "changes/record.py",
+    "changes/transaction.py", "changes/undo.py", "changes/venv.py",
 )  # fmt: skip
 """All that root runs of ours; a test compares this with what is imported."""
 _MAIN: Final = "from rocm_patch.apply import privileged_main\n\nraise SystemExit(privileged_main())\n"

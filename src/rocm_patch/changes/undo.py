@@ -9,6 +9,7 @@ from rocm_patch.changes import grown
 from rocm_patch.changes.journal import MADE, PLAN, RECEIPT, UNDO
 from rocm_patch.changes.places import Ground
 from rocm_patch.changes.record import Entry, Record, Shape
+from rocm_patch.root import parent_of
 
 _HEAD = """\
 #!/bin/sh
@@ -45,6 +46,13 @@ put_link() {{
   rm -f "$temporary" && ln -s "$2" "$temporary" && chown -h "$3" "$temporary" && mv -f "$temporary" "$1" && sync \\
     || {{ say "cannot write $1"; left=1; }}
 }}
+sweep() {{
+  # what a killed run left half made; nobody else uses these names
+  for t in "$1"/.rocm-patch-????????????????; do
+    if [ -L "$t" ] || [ -f "$t" ]; then rm -f "$t"; fi
+    if [ ! -L "$t" ] && [ -d "$t" ]; then rm -f "$t/{marker}"; rmdir "$t"; fi
+  done
+}}
 
 undo() {{
 """
@@ -65,7 +73,9 @@ undo
 def script(record: Record, ground: Ground, made: list[str], contents: Mapping[str, bytes], finished: bool) -> bytes:
     """Write the script for an apply. `contents` are its copies by digest, manifests of grown folders among them."""
     folder = f"{ground.state}/{record.transaction}"
-    lines = [_HEAD.format(transaction=record.transaction, anchor=shlex.quote(ground.anchor), copies=_quote(folder))]
+    lines = [_HEAD.format(marker=grown.MARKER, transaction=record.transaction, anchor=shlex.quote(ground.anchor), copies=_quote(folder))]
+    for folder in sorted({parent_of(ground.at(entry.path)) for entry in record.entries}):
+        lines += [f'  sweep "$root"/{_quote(folder)}']
     for entry in reversed(record.entries):
         path = f"$root/{_quote(ground.at(entry.path))}"
         lines += [f"  p={path}"]
