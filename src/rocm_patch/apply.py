@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Final, NoReturn
+from typing import Final, Literal, NoReturn
 
 from rocm_patch import codec, knowledge
 from rocm_patch.changes import KINDS, Kind, Locations, Tables, elevate, engine, facts, preview, privileged
@@ -52,8 +52,8 @@ def apply(
     privileged.refuse_sudo()
     tables = tables or knowledge.load()
     _check_plan(plan, locations, tables, kinds)
-    by_root = _needs_root(plan, locations, tables, kinds)
-    if by_root:
+    by_root = _by_root(plan, locations, tables, kinds)
+    if by_root == "change":
         privileged.check(locations.cache_home, zipapp)  # before anything is done
     transaction = engine.new_transaction()
     receipts = list[Receipt]()
@@ -62,7 +62,9 @@ def apply(
             steps = tuple(step for step in plan.steps if step.scope == scope)
             if not steps:
                 continue
-            if scope == "system" and by_root:
+            if scope == "system" and by_root == "satisfied":
+                receipts.append(Receipt("", "already there", (), (), "", (), ""))
+            elif scope == "system" and by_root == "change":
                 mine = Plan(plan.schema, steps, {label: mark for label, mark in plan.facts.items() if label.startswith("system:")})
                 receipts.append(
                     elevate.ask_root(Receipt, locations, zipapp, "apply", "--transaction", transaction, document=codec.dumps(mine))
@@ -94,16 +96,14 @@ def _check_plan(plan: Plan, locations: Locations, tables: Tables, kinds: Sequenc
     engine.validate(plan.steps, tables, kinds)
 
 
-def _needs_root(plan: Plan, locations: Locations, tables: Tables, kinds: Sequence[Kind]) -> bool:
-    """Whether the system steps change something that this process may not write."""
+def _by_root(plan: Plan, locations: Locations, tables: Tables, kinds: Sequence[Kind]) -> Literal["", "satisfied", "change"]:
+    """Whether the system steps lie beyond this process's rights, and if so whether there is anything left to do."""
     steps = [step for step in plan.steps if step.scope == "system"]
-    if not steps or os.geteuid() == 0:
-        return False
     ground = locations.ground("system")
-    if elevate.may_write(ground, []):
-        return False
+    if not steps or elevate.may_write(ground, []):
+        return ""
     found = engine.preview_scope(steps, ground, tables, kinds)
-    return any(before != after for _, before, after in found)
+    return "change" if any(before != after for _, before, after in found) else "satisfied"
 
 
 # ------------------------------------------------------------------ rollback, recover, status
@@ -140,7 +140,7 @@ def rollback(
             continue
         ground = locations.ground(item)
         if item == "system" and not elevate.may_write(ground, []):
-            receipts.append(elevate.ask_root(Receipt, locations, zipapp, "rollback", *mine))
+            receipts.append(elevate.ask_root(Receipt, locations, zipapp, "rollback", *(f"--transaction={name}" for name in mine)))
         else:
             with _readable():
                 receipts.append(engine.rollback_scope(ground, kinds, tables, mine))
@@ -241,12 +241,11 @@ def _serve(argv: list[str]) -> Receipt | ScopeStatus:
     words = _Words(prog=privileged.NAME, add_help=False, allow_abbrev=False)
     words.add_argument("verb", choices=("apply", "rollback", "recover", "status"))
     words.add_argument("--root", required=True)
-    words.add_argument("--transaction", default="")
-    words.add_argument("names", nargs="*")
+    words.add_argument("--transaction", action="append", default=[])
     given = words.parse_args(argv)
     if not given.root.startswith("/"):
         raise UsageError("--root is an absolute path")
-    for name in [*given.names, *([given.transaction] if given.transaction else [])]:
+    for name in given.transaction:
         if not is_transaction(name):
             raise UsageError(f"{name!r} is no transaction")
     locations = Locations(given.root)
@@ -260,10 +259,10 @@ def _serve(argv: list[str]) -> Receipt | ScopeStatus:
             if any(step.scope != "system" for step in plan.steps) or any(not label.startswith("system:") for label in plan.facts):
                 raise RefusedError("root applies steps of system scope only")
             _check_plan(plan, locations, tables, KINDS)
-            name = given.transaction or engine.new_transaction()
+            name = given.transaction[0] if given.transaction else engine.new_transaction()
             return engine.apply_scope(plan.steps, plan.facts, ground, tables=tables, kinds=KINDS, transaction=name, say=_say)
         if given.verb == "rollback":
-            return engine.rollback_scope(ground, KINDS, tables, given.names)
+            return engine.rollback_scope(ground, KINDS, tables, given.transaction)
         if given.verb == "recover":
             return _recover_here(locations, "system") or NOTHING
         return engine.status_scope(ground)

@@ -125,6 +125,9 @@ def test_made_used_and_taken_back(home, wheels, monkeypatch):
     assert done.stdout.startswith(folder)
     assert Path(f"{folder}/lib").exists()  # importing has just left caches, which nobody minds
     assert do(home, wheels).outcome == "already there"
+    with pytest.raises(RefusedError, match="other packages") as refusal:
+        preview((step(wheels, packages=PACKAGES[:1]),), here(home))
+    assert receipt.transaction in refusal.value.hint
     assert status(here(home))[0].files[0].state == "as left"
     receipt = undo(home)
     assert (receipt.outcome, receipt.left) == ("rolled back", ())
@@ -204,7 +207,7 @@ support.do(Path(sys.argv[3]), sys.argv[4])
 
 
 @needs_venv
-@pytest.mark.parametrize("when", ["venv", "pip", "torch"])
+@pytest.mark.parametrize("when", [pytest.param("venv", marks=pytest.mark.slow), pytest.param("pip", marks=pytest.mark.slow), "torch"])
 def test_killed_in_the_middle(when, home, wheels):
     """The parent is killed; its child may work on, and recovery waits for it by the lock that the child has inherited."""
     argv = [sys.executable, "-c", KILLED, str(Path(rocm_patch.__file__).parents[1]), str(Path(__file__).parent), str(home), wheels]
@@ -246,14 +249,6 @@ def test_nothing_is_installed_into_a_folder_that_is_not_ours(home, wheels):
         with pytest.raises(RefusedError, match="not ours"):
             preview((step(wheels),), here(home))
         assert snapshot(home) == before
-
-
-@needs_venv
-def test_another_set_of_packages_is_refused(home, wheels):
-    receipt = do(home, wheels)
-    with pytest.raises(RefusedError, match="other packages") as refusal:
-        preview((step(wheels, packages=PACKAGES[:1]),), here(home))
-    assert receipt.transaction in refusal.value.hint
 
 
 def test_not_in_another_root(tmp_path, wheels):

@@ -344,7 +344,7 @@ class Journal:
             at = self.ground.at(entry.path)
             if entry.before.kind == "grown":
                 grown.clear_tomb(self.tree, at, rollback.transaction)
-            elif (entry.before.kind, entry.after.kind) == ("folder", "absent"):
+            elif (entry.before.kind, entry.after.kind) == ("folder", "absent") and self.tree.state_kind(at) == "folder":
                 self._remove_if_empty(at)
 
     def _garbage(self) -> list[str]:
