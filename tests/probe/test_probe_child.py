@@ -31,7 +31,7 @@ def pretended(folder: Path, body: str) -> Kit:
     """The real child with another `probe` function, so without torch; `body` may use `tell` and `spec`."""
     script = folder / "pretended.py"
     function = "def probe(tell, spec):\n" + textwrap.indent(textwrap.dedent(body), "    ")
-    script.write_text(f"{LOAD}{function}\nchild.probe = probe\nsys.exit(child.main())\n")
+    script.write_text(f"{LOAD}{function}\nchild.probe = probe\nchild.main()\n")
     rows = load()
     brief = replace(rows.find("elementwise"), deadline=1.0, dtypes=("float32",))
     return Kit(replace(rows, probe=(rows.find("device"), brief)), str(script))
@@ -92,6 +92,12 @@ def test_stages_facts_and_an_end(bench, tmp_path):
     [
         ("with tell.stage('grad_bias'): raise RuntimeError('out of luck')", "error", "in stage grad_bias: RuntimeError: out of luck"),
         ("with tell.stage('forward'): raise RuntimeError('HIP error: unspecified launch failure')", "crash", "GPU fault in stage forward"),
+        (
+            "tell.line(event='begin', stage='copy'); tell.line(event='error', stage='copy', type='RuntimeError', text='cublasCreate failed');"
+            "tell.line(event='after', text='CUDA error: an illegal memory access\\nwas encountered'); os._exit(1)",
+            "crash",
+            "GPU fault in stage copy: CUDA error: an illegal memory access was encountered",
+        ),
         ("with tell.stage('grad_input'): os.abort()", "crash", "SIGABRT in stage grad_input"),
         ("with tell.stage('forward'): time.sleep(60)", "hang", "no end after 1 s, in stage forward"),
         ("with tell.stage('forward'): sys.exit(4)", "error", "exit code 4 in stage forward"),
@@ -281,7 +287,7 @@ def planted(torch, spec, draw):
         return {"forward": out}
     return problem._replace(function=function)
 child.WORKLOADS["gemm"] = planted
-sys.exit(child.main())
+child.main()
 """)  # fmt: skip
     trials = bench.run(replace(only_cpu("gemm"), child=str(script)), device="cpu", interpreter=torch_python)
     single, half = trials.trials[1:]
@@ -303,3 +309,28 @@ def test_user_site_packages_are_found(bench, tmp_path, torch_python):
     wrapper.chmod(0o755)
     trials = bench.run(Kit(), interpreter=str(wrapper), environment=bench.environment(HOME=str(tmp_path)), only=["elementwise"])
     assert "found in the user site" in trials.trials[0].detail
+
+
+def test_the_end_of_the_interpreter_is_not_probed(bench, tmp_path):
+    """Threads of a library that end the process badly after the work is done are no verdict on the work."""
+    body = """
+    if spec["workload"] == "device":
+        return tell.line(event="facts", facts=dict(torch="0", built="cpu", kind="cpu", name="CPU", count=0))
+    tell.line(event="value", stage="forward", name="forward", error=1e-9, bound=1e-6, broken=0, elements=1)
+    __import__("atexit").register(os.abort)
+    """
+    assert bench.run(pretended(tmp_path, body)).trials[1].verdict == "passed"
+
+
+@pytest.mark.torch
+def test_an_exception_on_a_sound_device_stays_an_error(torch_python):
+    """`look_after` asks the device; nothing to ask without one, and nothing is made up."""
+    told = run_torch(torch_python, """
+    read, write = os.pipe()
+    child.look_after(child.Teller(write), {"device": "cpu", "workload": "gemm"})
+    torch.cuda.synchronize = lambda: None
+    child.look_after(child.Teller(write), {"device": "cuda:0", "workload": "gemm"})
+    os.close(write)
+    print(os.read(read, 100))
+    """)  # fmt: skip
+    assert told == "b''\n"

@@ -34,7 +34,8 @@ SETTLE: Final = 0.5
 """The kernel reports a fault a little later than the process notices it."""
 RESTART: Final = "restart before probing again"
 TELLING: Final = re.compile(
-    r"(HSA|HSAKMT|HIP|ROCR|ROCBLAS|HIPBLASLT|MIOPEN|AMD|AMDGCN|GPU|CUDA|CUDNN|CUBLAS|NVIDIA|TORCH|PYTORCH|GGML)_\w+|LD_PRELOAD|LD_LIBRARY_PATH"
+    r"(HSA|HSAKMT|HIP|ROCR|ROCBLAS|HIPBLASLT|MIOPEN|AMD|AMDGCN|GPU|CUDNN|CUBLAS|TORCH|PYTORCH)_\w+"
+    r"|CUDA_(VISIBLE|LAUNCH|MODULE|DEVICE)\w+|NVIDIA_TF32_OVERRIDE|LD_PRELOAD|LD_LIBRARY_PATH"
 )
 """Variables that make another stack of the same libraries."""
 
@@ -369,8 +370,13 @@ class _Session:
 
 def _settings(environment: Mapping[str, str]) -> str:
     """Variables that change what the same libraries do, in words."""
-    told = [f"{name}={value}" for name, value in sorted(environment.items()) if TELLING.fullmatch(name)]
+    told = [f"{name}={_short(value)}" for name, value in sorted(environment.items()) if TELLING.fullmatch(name)]
     return "; with " + " ".join(told) if told else ""
+
+
+def _short(value: str) -> str:
+    """A long value by its beginning and its digest: the fingerprint is read by people too."""
+    return value if len(value) <= 80 else f"{value[:60]}[{hashlib.sha256(value.encode()).hexdigest()[:8]}]"
 
 
 def _memory_limit() -> int:

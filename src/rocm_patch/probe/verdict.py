@@ -33,6 +33,7 @@ _SHAPES: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "value": {"stage": (str,), "name": (str,), "error": (int, float), "bound": (int, float), "broken": (int,), "elements": (int,)},
     "facts": {"facts": (dict,)},
     "error": {"stage": (str,), "type": (str,), "text": (str,)},
+    "after": {"text": (str,)},
     "end": {},
 }
 
@@ -45,13 +46,15 @@ class Told:
     values: tuple[Mapping[str, Any], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     error: Mapping[str, Any] | None = None
+    after: str = ""
+    """What the device said once an exception had been told."""
     ends: int = 0
     broken: str = ""
 
 
 def listen(raw: bytes, cut: bool = False) -> Told:
     """Read the lines; the first that makes no sense ends the reading and is told as `broken`."""
-    stage, values, facts, error, ends = "start", list[Mapping[str, Any]](), dict[str, Any](), None, 0
+    stage, values, facts, error, after, ends = "start", list[Mapping[str, Any]](), dict[str, Any](), None, "", 0
     broken = "more than a megabyte of results" if cut else ""
     lines = raw.split(b"\n")
     if lines.pop() and not cut:
@@ -74,9 +77,11 @@ def listen(raw: bytes, cut: bool = False) -> Told:
                 facts.update(told["facts"])
             case "error":
                 error = told
+            case "after":
+                after = told["text"]
             case "end":
                 ends += 1
-    return Told(stage, tuple(values), MappingProxyType(facts), error, ends, broken)
+    return Told(stage, tuple(values), MappingProxyType(facts), error, after, ends, broken)
 
 
 def judge(probe: Probe, configuration: str, dtype: str, ending: Ending, deadline: float) -> Trial:
@@ -108,8 +113,9 @@ def _decide(probe: Probe, ending: Ending, told: Told, deadline: float) -> tuple[
         return "crash", _join(f"{_signal_words(ending.code)} {where}", fault or _last_line(ending.output))
     if told.error is not None:
         text = " ".join(f"{told.error['type']}: {told.error['text']}".split())
-        if GPU_FAULT.search(text) or fault:
-            return "crash", _join(f"GPU fault in stage {told.error['stage']}", text if GPU_FAULT.search(text) else fault)
+        words = next((words for words in (text, " ".join(told.after.split()), fault) if GPU_FAULT.search(words)), "")
+        if words:
+            return "crash", _join(f"GPU fault in stage {told.error['stage']}", words)
         return "error", _join(f"in stage {told.error['stage']}", text)
     if ending.code != 0:
         if fault:
