@@ -435,6 +435,12 @@ def test_kmsg_is_read_from_the_mark(tmp_path):
     assert log.lines() == ("amdgpu 0000:03:00.0: [gfxhub] page fault",)
     assert log.lines() == ()
     with kmsg.open("a") as file:
+        file.write("3,2,2,-;NVRM: GPU Board Serial Number: 1234567890123\n")
+    assert log.lines() == (), "serial numbers are nobody's business"
+    with kmsg.open("a") as file:
+        file.write("3,2,2,-;NVRM: GPU at PCI:0000:00:06: GPU-01234567-89ab-cdef-0123-456789abcdef\n")
+    assert log.lines() == ("NVRM: GPU at PCI:0000:00:06: GPU-...",)
+    with kmsg.open("a") as file:
         file.write("3,3,3,-;usb 1-1: new device\n")
     assert log.lines() == ()
     log.close()

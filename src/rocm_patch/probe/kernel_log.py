@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 ABOUT_GPUS: Final = re.compile(r"amdgpu|amdkfd|\bkfd\b|\[drm|NVRM|\bXid\b|AMD-Vi|Out of memory: Killed", re.IGNORECASE)
+PRIVATE: Final = re.compile(r"serial number", re.IGNORECASE)
+UUID: Final = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 LINES: Final = 40
 RECORDS: Final = 5000
 _JOURNALCTL: Final = ("--dmesg", "--no-pager", "--quiet", "--output=short-unix")
@@ -54,7 +56,7 @@ class KernelLog:
             return ()
         self._since = now
         found = self._ask(self._journalctl, f"--since=@{int(since)}", lambda stamp: since <= stamp < now)
-        return tuple(line for line in found if ABOUT_GPUS.search(line))[-LINES:]
+        return _ours(found)
 
     def mark(self) -> None:
         """Forget what came so far."""
@@ -75,9 +77,8 @@ class KernelLog:
             if not record:
                 break
             text = record.decode("utf-8", "replace").partition(";")[2].partition("\n")[0]
-            if ABOUT_GPUS.search(text):
-                found.append(text)
-        return tuple(found[-LINES:])
+            found.append(text)
+        return _ours(found)
 
     @staticmethod
     def _ask(journalctl: str, which: str, wanted: Callable[[float], bool]) -> list[str]:
@@ -92,3 +93,8 @@ class KernelLog:
                 if ended.returncode == 0 and wanted(float(stamp)):
                     found.append(rest.partition(" kernel: ")[2] or rest)
         return found
+
+
+def _ours(lines: list[str]) -> tuple[str, ...]:
+    """What is about GPUs, without what tells one card from another of its kind: results are shown to others."""
+    return tuple(UUID.sub("GPU-...", line) for line in lines if ABOUT_GPUS.search(line) and not PRIVATE.search(line))[-LINES:]
