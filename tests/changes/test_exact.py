@@ -253,7 +253,7 @@ def test_a_foreign_edit_is_never_overwritten_or_removed(edit, root):
     (receipt,) = do_rollback(root)
     assert receipt.outcome == "partly rolled back"
     assert receipt.left == ("/etc/profile.d/zz-rocm-patch.sh",)
-    assert how_to_remove(receipt) == ("rm -r -- /etc/profile.d/zz-rocm-patch.sh",)
+    assert how_to_remove(receipt, root) == (f"rm -r -- {root}/{DROP_IN}",)
     assert snapshot(f"{root}/etc") == before
     (receipt,) = do_rollback(root)
     assert receipt.outcome == "partly rolled back"

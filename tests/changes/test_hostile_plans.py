@@ -43,7 +43,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_a_document_is_a_plan_or_a_format_error(raw):
     try:
         text = json.dumps(raw)
@@ -61,7 +61,7 @@ def test_bytes_are_a_plan_or_a_format_error(data):
 
 
 @given(st.lists(STEPS, min_size=1, max_size=3))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_only_our_paths_and_words_come_of_any_steps(steps):
     """Nothing but our two drop-ins is ever planned, and in them nothing but rows of the table."""
     locations = Locations("/nonexistent-root", "/home/u")

@@ -24,7 +24,7 @@ import rocm_patch
 
 SOURCE = str(Path(rocm_patch.__file__).parents[1])
 DRIVER = str(Path(__file__).with_name("driver.py"))
-LOOKS = {"close", "newfstatat", "fstat", "lstat", "stat", "statx", "lseek", "readlink", "access", "faccessat", "faccessat2", "dup", "getcwd"}
+LOOKS = {"getdents64", "fcntl", "flistxattr", "fgetxattr", "close", "newfstatat", "fstat", "lstat", "stat", "statx", "lseek", "readlink", "access", "faccessat", "faccessat2", "dup", "getcwd"}
 CALL = re.compile(r"^(?P<call>\w+)\((?P<rest>.*)")
 
 
