@@ -25,6 +25,7 @@ VENV_TIMEOUT: Final = 600.0
 INSTALL_TIMEOUT: Final = 6 * 3600.0
 _PARAMETERS: Final = ("gfx", "packages", "index", "python", "name", "expect")
 _GFX: Final = re.compile(r"gfx[0-9a-f]{3,5}")
+_INDEX: Final = re.compile(r"https://[A-Za-z0-9.-]+(:\d+)?/[A-Za-z0-9._~/+-]*")
 _FOLDER: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _REQUIREMENT: Final = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(\[(?P<extras>[a-z0-9,_-]+)\])?(==(?P<version>[A-Za-z0-9.+]+))?")
 _DIST_INFO: Final = re.compile(r"(?P<name>[A-Za-z0-9._]+)-(?P<version>[^-]+)\.dist-info")
@@ -64,8 +65,12 @@ def validate(step: Step, tables: Tables) -> None:
         raise RefusedError(f"our tables know no wheels for {', '.join(gfx)}")
     index = step.parameters["index"][0]
     if not index.startswith("/"):
-        if index not in [row.index for row in _wheels(tables)]:
-            raise RefusedError(f"{index!r} is no index that our tables know", "name one of theirs, or a folder of wheels by its absolute path")
+        # A mirror is the user's own choice, shown in the plan; what is taken from it stays pinned by our tables.
+        if not _INDEX.fullmatch(index) or index.startswith("https://pypi.org/"):
+            raise RefusedError(
+                f"{index!r} cannot be the index of these wheels",
+                "name AMD's, a mirror of it by its https address, or a folder of wheels; the public index holds empty placeholders under these names",
+            )
     else:
         _plain_path(index, "the folder of wheels")
     if not any(_fits(step, row) for row in allowed):
