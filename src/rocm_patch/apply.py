@@ -191,10 +191,17 @@ def status(locations: Locations) -> tuple[ScopeStatus, ...]:
     return tuple(engine.status_scope(locations.ground(scope)) for scope in locations.scopes())
 
 
-def how_to_remove(receipt: Receipt) -> tuple[str, ...]:
-    """The exact commands by which the user can remove what a rollback left, since others changed it."""
+def how_to_remove(receipt: Receipt, root: str = "/") -> tuple[str, ...]:
+    """The exact commands by which the user can remove what a rollback left, since others changed it.
+
+    Paths in a receipt are as on that machine: name its root where it is not the running system.
+    """
     tops = [path for path in receipt.left if not any(path.startswith(f"{other}/") for other in receipt.left)]
-    return tuple(f"rm -r -- {shlex.quote(path)}" for path in tops)
+    commands = []
+    for path in (os.path.abspath(root).rstrip("/") + top for top in tops):
+        rights = "" if os.access(os.path.dirname(path), os.W_OK, effective_ids=True) else "sudo "
+        commands.append(f"{rights}rm -r -- {shlex.quote(path)}")
+    return tuple(commands)
 
 
 @contextlib.contextmanager

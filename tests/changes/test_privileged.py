@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -113,18 +112,19 @@ for verb in ("apply", "status", "recover"):
     sys.stdout = io.StringIO()
     assert apply.privileged_main() == 0, sys.stdout.getvalue()
 sys.stdout = real
-print(json.dumps([[name, getattr(module, "__file__", None)] for name, module in sys.modules.items() if name not in before]))
+loaded = [[name, getattr(module, "__file__", None)] for name, module in sys.modules.items() if name not in before]
+print(json.dumps([loaded, sorted(sys.stdlib_module_names)]))
 """
     done = subprocess.run([PYTHON, "-I", "-S", "-c", script, zipapp, root, plan_text(root)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    ours = set()
-    for name, path in json.loads(done.stdout):
+    ours, (loaded, standard) = set(), json.loads(done.stdout)
+    for name, path in loaded:
         top = name.split(".")[0]
         if top == "rocm_patch":
             assert path.startswith(zipapp), name
             ours.add(os.path.relpath(path, f"{zipapp}/rocm_patch"))
         else:
-            assert top in sys.stdlib_module_names or top in ("__main__", "__mp_main__"), name
+            assert top in standard, name
     assert ours == set(privileged.MODULES)
 
 

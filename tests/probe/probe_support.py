@@ -69,7 +69,7 @@ class Bench:
 
     @property
     def records(self) -> Path:
-        return self.state / "rocm-patch" / "probes"
+        return self.state / "rocm-patch-probes"
 
     def environment(self, **more: str) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], MARK: self.marked, **more}

@@ -37,7 +37,6 @@ def details(trials):
 def plant(bench, boot, name="torture", **changes):
     """A started record as a run leaves it that did not come back."""
     bench.records.mkdir(parents=True, exist_ok=True)
-    bench.records.parent.chmod(0o700)
     stack = latest_stack(bench)
     started = {"schema": 1, "boot": boot, "stack": stack, "probe": name, "configuration": "any", "dtype": "float32", **changes}
     (bench.records / "started.json").write_text(json.dumps(started))
@@ -121,7 +120,7 @@ new_bench(Path({str(tmp_path)!r})).run(kit(Path({str(tmp_path)!r}), "good()", pr
         moved = max(number for number, line in enumerate(window) if "rename" in line and "started.json" in line)
         temporary = re.search(r'"(\.rocm-patch-[0-9a-f]+)"', window[moved]).group(1)
         assert any("fsync(" in line and temporary in line for line in window[:moved]), "the file before its name"
-        assert any("fsync(" in line and line.rstrip().endswith("= 0") and "/probes>" in line for line in window[moved:]), "the folder after it"
+        assert any("fsync(" in line and "= 0" in line and "/rocm-patch-probes>" in line for line in window[moved:]), "the folder after it"
 
 
 def test_only_the_records_are_written(bench, tmp_path):
@@ -391,7 +390,7 @@ def test_never_two_at_once(bench, tmp_path, which):
 def test_a_link_in_the_place_of_our_folder_is_refused(bench, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     bench.state.mkdir()
-    (bench.state / "rocm-patch").symlink_to(tmp_path / "nowhere")
+    bench.records.symlink_to(tmp_path / "nowhere")
     with pytest.raises((RefusedError, OSError)):
         bench.run(kit(tmp_path, "good()", probe()))
     assert not (tmp_path / "nowhere").exists()
@@ -447,9 +446,10 @@ def test_kmsg_is_read_from_the_mark(tmp_path):
     assert (log.note, log.lines()) == ("", ())
 
 
-@pytest.mark.skipif(not os.access("/dev/kmsg", os.R_OK), reason="/dev/kmsg is closed to this user")
 def test_the_real_kmsg_gives_whole_records():
     log = kernel_log.KernelLog()
+    if log._descriptor < 0:
+        pytest.skip("/dev/kmsg is closed to this user")
     os.lseek(log._descriptor, 0, os.SEEK_SET)
     assert all(kernel_log.ABOUT_GPUS.search(line) for line in log.lines())
     assert log.note == ""

@@ -18,7 +18,7 @@ Inputs are drawn from a seeded normal distribution and rounded to the probed dty
     bound(dtype, n) = 16 * u(dtype) + 64 * u32 * sqrt(n)            in relative L2 norm over the whole tensor
 
 64 instead of 1 / 2.4 leaves room for Winograd transforms, which enlarge the error of a direct sum by up to about ten
-times for 4x4 tiles of a 3x3 filter and more for larger ones (Lavin and Gray, arXiv:1509.09308, table 2), and 16 for
+times for 4x4 tiles of a 3x3 filter and more for larger ones (Lavin and Gray, arXiv:1509.09308), and 16 for
 transforms that are themselves rounded to half precision; 16 * u16 = 7.8e-3 is also what MIOpen's own driver accepts in
 half precision (8.2e-3). What comes out wrong is much worse than this: an unwritten output has error 1, one wrong
 output channel of 64 has 0.18, one wrong element of the 3.2 million at 224 px has about 8e-4 against a float32 bound

@@ -1,6 +1,7 @@
 """What must survive a reset of the machine: which probe is running, which ones took the machine down, and the results so far.
 
-Everything lies in STATE_HOME/rocm-patch/probes and is written through `root.Tree`, synced file and folder:
+Everything lies in STATE_HOME/rocm-patch-probes, beside the journal's folder, since that one goes with the last rollback. It is
+written through `root.Tree`, synced file and folder:
 
     started.json     there while a probe runs; written *before* it starts
     memory.json      probes that took the machine down or stuck in the kernel
@@ -27,7 +28,7 @@ from rocm_patch.root import State, Tree, parent_of
 T = TypeVar("T")
 Key = tuple[str, str, str]
 
-FOLDER: Final = "rocm-patch/probes"
+FOLDER: Final = "rocm-patch-probes"
 SCHEMA: Final = 1
 GPU_LOCKS: Final = ("/sys/class/kfd", "/sys/class/drm", "/sys/module/nvidia", "/proc/driver/nvidia")
 """The first that is there is locked for the whole machine: flock on a sysfs folder needs no right to write and changes nothing."""

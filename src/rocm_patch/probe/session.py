@@ -79,7 +79,7 @@ def run(
         quick: the small set, float32 only.
         allow: the highest level that may run; disruptive probes (convolution and batch norm on a HIP device) may hang
             the GPU or reset the machine and are skipped below that.
-        state_home: $XDG_STATE_HOME; records go to rocm-patch/probes in it, and nothing is written elsewhere.
+        state_home: $XDG_STATE_HOME; records go to rocm-patch-probes in it, and nothing is written elsewhere.
         environment: all of the children's environment; ours where None.
         progress: told in words what starts, and each result.
         again: run everything afresh, also what took the machine down before.
@@ -283,7 +283,7 @@ class _Session:
             for item in self.records.memory().items:
                 if item.verdict == "reset" and (item.key, item.stack) == (row.key, self.stack):
                     return no("the machine went down (or was switched off) during it; it runs again only when asked to", "reset")
-                if item.verdict == "stuck" and item.boot == self.records.boot and self.kind != "cpu":
+                if item.verdict == "stuck" and item.boot and item.boot == self.records.boot and self.kind != "cpu":
                     self.dead = f"{item.probe} is stuck in the kernel since this boot; {RESTART}"
         if self.dead:
             return no(self.dead)
