@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
-MACHINES = Path(__file__).parent / "machines"
-NAMES = sorted(path.name for path in MACHINES.iterdir() if (path / "recording.toml").exists())
+from recorded_machines import MACHINES, NAMES
 
 
 @pytest.fixture(autouse=True)

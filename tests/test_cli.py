@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MACHINES
+from recorded_machines import MACHINES
 
 MISSION = MACHINES / "rx5600xt-ubuntu2404-mission"
 STRACE = shutil.which("strace")

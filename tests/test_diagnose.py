@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 
-from conftest import MACHINES
+from recorded_machines import MACHINES
 from rocm_patch import images, knowledge, machine
 from rocm_patch.diagnose import diagnose
 from rocm_patch.diagnose.case import own_version

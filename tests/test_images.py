@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import MACHINES
+from recorded_machines import MACHINES
 from rocm_patch import images, knowledge, machine
 from rocm_patch.images import fatbin
 from rocm_patch.model import FormatError

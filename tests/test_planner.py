@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from conftest import MACHINES
+from recorded_machines import MACHINES
 from rocm_patch import images, knowledge, launch, machine, planner
 from rocm_patch.diagnose import diagnose
 from rocm_patch.diagnose.case import Case

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MACHINES
+from recorded_machines import MACHINES
 
 CHECKOUT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MACHINES
+from recorded_machines import MACHINES
 from rocm_patch import knowledge, machine
 from rocm_patch.machine import gpus, recorded, redact, settings, torches, user
 from rocm_patch.model import FormatError, Known, Unknown

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from conftest import MACHINES, NAMES
+from recorded_machines import MACHINES, NAMES
 from rocm_patch import codec, images, knowledge, machine
 from rocm_patch.model import SCHEMA, Images, Known, Machine, Recording
 from rocm_patch.root import Root
