@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -252,7 +253,7 @@ def test_root_does_not_run_a_copy_that_others_can_write(zipapp, tmp_path):
 # ------------------------------------------------------------------ a real user, a real sudo
 
 
-USER = "rocmpatchtest"
+USER = f"rocmpatchtest{os.getpid()}"
 AS_USER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -281,6 +282,15 @@ except RocmPatchError as error:
 """
 
 
+def make_user(home):
+    for _ in range(20):
+        done = subprocess.run(["/usr/sbin/useradd", "-M", "-N", "-d", str(home), "-s", "/bin/sh", USER], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        time.sleep(0.3)  # somebody else holds the lock of the password file
+    pytest.skip(f"no user can be made here: {done.stderr.strip()}")
+
+
 @pytest.fixture
 def site():
     """A root-owned tree, an unprivileged user with a home and a sudo rule, and a place for root's copy."""
@@ -293,9 +303,9 @@ def site():
         pytest.skip("there is no /etc/sudoers.d")
     base = Path(tempfile.mkdtemp(prefix="rocm-patch-test-", dir="/opt"))
     base.chmod(0o755)
-    rule = Path("/etc/sudoers.d/rocm-patch-test")
-    subprocess.run(["/usr/sbin/useradd", "-M", "-N", "-d", str(base / "home"), "-s", "/bin/sh", USER], check=True, capture_output=True)
+    rule = Path(f"/etc/sudoers.d/{USER}")
     try:
+        make_user(base / "home")
         entry = __import__("pwd").getpwnam(USER)
         (base / "home").mkdir(mode=0o755)
         os.chown(base / "home", entry.pw_uid, entry.pw_gid)
