@@ -44,8 +44,9 @@ def snapshot(root):
     ("arguments", "code", "words"),
     [
         (["doctor", "--root", "/nowhere"], 2, "there is no such folder"),
-        (["doctor", "--machine", "/nowhere.json"], 1, "No such file"),
-        (["doctor", "--machine", "/dev/null"], 3, "is not JSON"),
+        (["doctor", "--machine", "/nowhere.json"], 2, "there is no such file"),
+        (["doctor", "--machine", "/dev/null"], 2, "not a regular file"),
+        (["doctor", "--machine", str(MISSION / "recording.toml")], 3, "is not JSON"),
         (["doctor", "--python", "/nowhere/python"], 2, "there is no such file"),
         (["doctor", "--machine", "x", "--root", "/tmp"], 2, "goes without --root"),
         (["doctor", "--colour"], 2, "No such option"),
@@ -286,3 +287,20 @@ def test_an_unprivileged_user_gets_the_same_answers(tmp_path_factory):
         assert json.loads(ended.stdout)["schema"] == 1
         assert ended.returncode in (0, 1, 3)
         assert "Traceback" not in ended.stderr
+
+
+def test_control_characters_of_files_never_reach_the_terminal(copy_of):
+    root = copy_of("rx5700xt-native")
+    with (root / "home/user/.bashrc").open("a") as stream:
+        stream.write('export HSA_OVERRIDE_GFX_VERSION="10.3.0\x1b[2J"\n')
+    ended = rocm_patch("doctor", "--root", root)
+    assert "\x1b" not in ended.stdout
+    assert "10.3.0?[2J" in ended.stdout
+
+
+def test_a_fifo_as_input_does_not_wait(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for arguments in (["doctor", "--machine", tmp_path / "fifo"], ["apply", tmp_path / "fifo"]):
+        ended = rocm_patch(*arguments)
+        assert ended.returncode == 2
+        assert "not a regular file" in ended.stderr

@@ -300,3 +300,30 @@ def test_a_word_on_the_kernel_command_line_is_not_sought_in_modprobe_d():
     finding = next(item for item in diagnose(replace(found, settings=(setting,)), code, TABLES).findings if item.cause == "folklore_setting")
     assert [advice.id for advice in finding.remedies] == ["drop-kernel-word-by-hand"]
     assert "grub" in finding.remedies[0].text
+
+
+def test_one_torch_that_needs_the_override_and_one_that_breaks_with_it():
+    found, code = load("rx6700xt-pytorch-org")
+    native = replace(
+        found.torches[0],
+        site="/n",
+        packages=(Package("amd-torch-device-gfx1031", "1"), Package("rocm-sdk-device-gfx1031", "1")),
+        toolkit=Known("10.1.0", "x"),
+    )
+    both = replace(found, torches=(*found.torches, native))
+    result = diagnose(both, images.scan(Root(str(MACHINES / "rx6700xt-pytorch-org")), both, TABLES), TABLES)
+    assert [item.cause for item in result.findings if item.severity == "problem"] == ["override_wrong"]
+    assert "needs it" in result.findings[0].why[0]
+
+
+def test_a_word_from_a_hostile_file_never_stands_in_a_command():
+    found, code = load("rx5700xt-native")
+    setting = Setting("amdgpu.mtype_local", "1", "module", "modprobe", "/etc/modprobe.d/x;touch PWN;.conf", 1, "boot", True)
+    finding = next(item for item in diagnose(replace(found, settings=(setting,)), code, TABLES).findings if item.cause == "folklore_setting")
+    assert "$ " not in finding.remedies[0].text
+
+
+def test_a_card_out_of_scope_is_named_and_not_judged():
+    found, code = load("rx5700xt-native")
+    result = diagnose(chip(found, "gfx1100"), code, TABLES)
+    assert [(item.cause, item.severity) for item in result.findings] == [("unsupported_hw", "info")]

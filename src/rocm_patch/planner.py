@@ -58,7 +58,8 @@ def _wanted(case: Case, diagnosis: Diagnosis) -> tuple[str, ...]:
     ids: list[str] = []
     for finding in diagnosis.findings:
         drops = finding.cause == "folklore_setting" and finding.severity != "info"
-        if finding.severity != "problem" and not drops:
+        missing = finding.cause == "wrong_torch_wheel" and not case.machine.torches
+        if finding.severity != "problem" and not drops and not missing:
             continue
         changes = [advice.id for advice in finding.remedies if case.knowledge.remedies[advice.id].kind in ("venv", "environment")]
         # The first that changes something; the removal of what harms comes with it, alternatives do not.

@@ -62,9 +62,13 @@ class Root:
     def __init__(self, path: str = "/") -> None:
         self.path = os.path.abspath(path)
         self.live = self.path == "/"
+        self.unread: list[Unknown] = []
+        """Folders that `list` could not look into: what is in them is not known to be absent."""
 
     def host(self, path: str) -> str:
         """Where a path of that machine lies here, links resolved inside the root."""
+        if "\0" in path:
+            raise OSError(errno.EINVAL, "a zero byte in a path", path.replace("\0", "?"))
         if self.live:
             return "/" + "/".join(_parts(path))
         todo, done, links = list(reversed(_parts(path))), list[str](), 0
@@ -130,7 +134,11 @@ class Root:
     def list(self, path: str) -> tuple[str, ...]:
         """The names in a folder; none where it is absent or closed to us."""
         answer = self.names(path)
-        return (answer.value or ()) if isinstance(answer, Known) else ()
+        if isinstance(answer, Known):
+            return answer.value or ()
+        if all(item.source != path for item in self.unread):
+            self.unread.append(answer)
+        return ()
 
     def status(self, path: str) -> Known[os.stat_result | None] | Unknown:
         """What `stat` says, links followed."""

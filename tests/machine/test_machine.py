@@ -131,7 +131,19 @@ def test_modes_that_git_gave_are_no_answer(copy_of):
     assert collect(root).platform.kfd_access.value is True
 
 
-@pytest.mark.parametrize("text", ["home = [", "colour = 1\n", '[modes]\n"dev/kfd" = "rw"\n', "[environment]\nA = 1\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "home = [",
+        "colour = 1\n",
+        '[modes]\n"dev/kfd" = "rw"\n',
+        "[environment]\nA = 1\n",
+        "modes = 5\n",
+        "environment = 5\n",
+        "home = 5\n",
+        'home = "x\\u0000y"\n',
+    ],
+)
 def test_a_recording_file_that_cannot_be_meant_is_refused(tmp_path, text):
     put(tmp_path, "recording.toml", text)
     with pytest.raises(FormatError):
@@ -213,7 +225,11 @@ def values(root, **options):
         ("etc/environment.d/x.conf", "HSA_XNACK=1\n", "environment.d", "session"),
         ("home/user/.config/environment.d/x.conf", "HSA_XNACK=1\n", "environment.d", "session"),
         ("home/user/.bashrc", "if true; then\n  export HSA_XNACK='1' # why not\nfi\n", "shell", "login"),
-        ("home/user/.config/fish/config.fish", "set -gx HSA_XNACK 1\n", "shell", "login"),
+        ("home/user/.config/fish/config.fish", "set -g -x HSA_XNACK 1\n", "fish", "application fish"),
+        ("home/user/.bashrc", "[ -z x ] && export HSA_XNACK=1\n", "shell", "login"),
+        ("home/user/.bashrc", "export HSA_XNACK=${HSA_XNACK:-1}\n", "shell", "login"),
+        ("etc/bash.bashrc", "export HSA_XNACK=1\n", "shell", "login"),
+        ("etc/environment", "HSA_XNACK=1 # why\n", "environment-file", "login"),
         ("etc/systemd/system/ollama.service", '[Service]\nEnvironment="HSA_XNACK=1" "A=b"\n', "systemd", "service ollama"),
         ("etc/systemd/system/ollama.service.d/gpu.conf", "[Service]\nEnvironment=HSA_XNACK=1\n", "systemd", "service ollama"),
         (
@@ -237,7 +253,18 @@ def test_every_place_that_can_set_a_variable_is_read(tmp_path, path, text, origi
 
 
 @pytest.mark.parametrize(
-    "text", ["# export HSA_XNACK=1\n", "export HSA_XNACK=$(rm -rf /)\n", "export HSA_XNACK=`id`\n", "export HSA_XNACK='1\n", "echo HSA_XNACK\n"]
+    "text",
+    [
+        "# export HSA_XNACK=1\n",
+        "export HSA_XNACK=$(rm -rf /)\n",
+        "export HSA_XNACK=`id`\n",
+        "export HSA_XNACK='1\n",
+        "echo HSA_XNACK\n",
+        'echo "HSA_XNACK=1"\n',
+        "HSA_XNACK=1 rocminfo\n",
+        "f() {\n export HSA_XNACK=1\n}\n",
+        "cat <<EOF\nexport HSA_XNACK=1\nEOF\n",
+    ],
 )
 def test_what_is_no_plain_assignment_is_left_out(tmp_path, text):
     put(tmp_path, "etc/passwd", "user:x:1000:1000::/home/user:/bin/bash\n")
@@ -251,9 +278,13 @@ def test_the_last_word_of_a_login_is_in_force(tmp_path):
     put(tmp_path, "etc/profile.d/a.sh", "export HSA_XNACK=0\n")
     put(tmp_path, "home/user/.bashrc", "unset HSA_XNACK\n")
     found = values(tmp_path)
-    assert not any(item.in_force for item in found.values())
+    # A shell has none; a desktop session reads no shell file and keeps the first.
+    assert [item.value for item in found.values() if item.in_force] == ["1"]
     (tmp_path / "home/user/.bashrc").unlink()
-    assert [item.value for item in values(tmp_path).values() if item.in_force] == ["0"]
+    assert [item.value for item in values(tmp_path).values() if item.in_force] == ["1", "0"]
+    put(tmp_path, "etc/environment", "")
+    put(tmp_path, "home/user/.bashrc", "export HSA_XNACK=1; unset HSA_XNACK\n")
+    assert not any(item.in_force for item in values(tmp_path).values())
 
 
 def test_module_options_are_compared_with_the_loaded_driver(tmp_path):

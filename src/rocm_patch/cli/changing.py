@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rocm_patch.cli.common import JsonOption, MachineOption, PythonOption, RootOption, YesOption, case_of, diagnosis_of, root_of, verb
+from rocm_patch.cli.common import JsonOption, MachineOption, PythonOption, RootOption, YesOption, case_of, diagnosis_of, read_input, root_of, verb
 from rocm_patch.model import (
     EXIT_FINE,
     EXIT_NEEDS_RESTART,
@@ -113,7 +113,7 @@ def show_plan(steps: tuple[Step, ...], elsewhere: tuple[Step, ...], shown: list[
 
     out, remedies = words.console(), knowledge.load().remedies
     if not steps and not elsewhere:
-        out.print("Nothing to change.")
+        out.print("Nothing to change. A remedy that the doctor names without a problem is planned by its id: rocm-patch plan --remedy ID")
         return
     for step in steps:
         out.print(f"{step.scope} scope: {diffs.step(step, remedies[step.remedy])}", soft_wrap=True)
@@ -145,7 +145,7 @@ def finish(receipts: tuple[Receipt, ...], where: Locations, as_json: bool) -> in
     else:
         out = words.console()
         words.receipts(receipts, out, where.root)
-        for command in (line for item in receipts for line in how_to_remove(item)):
+        for command in (line for item in receipts for line in how_to_remove(item, where.root)):
             out.print(f"  to remove it all the same: {command}", soft_wrap=True)
     if any(item.left for item in receipts):
         return EXIT_REFUSED
@@ -229,14 +229,7 @@ def apply(
 
 
 def _read(file: str) -> bytes:
-    limit = 1 << 20
-    if file == "-":
-        return sys.stdin.buffer.read(limit)
-    try:
-        with open(file, "rb") as stream:
-            return stream.read(limit)
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}", "make one with: rocm-patch plan -o plan.json") from error
+    return sys.stdin.buffer.read(1 << 20) if file == "-" else read_input(file, 1 << 20, "make one with: rocm-patch plan -o plan.json")
 
 
 @verb

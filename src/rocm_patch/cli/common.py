@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from rocm_patch.model import EXIT_PROBLEMS, Known, Machine, RocmPatchError, UsageError
+from rocm_patch.model import EXIT_PROBLEMS, EXIT_REFUSED, Known, Machine, RefusedError, RocmPatchError, UsageError
 
 if TYPE_CHECKING:
     from rocm_patch.diagnose.case import Case
@@ -47,6 +47,12 @@ def verb(function: F) -> F:
             # Whoever read us has gone; a second complaint at interpreter exit would be noise.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(EXIT_PROBLEMS) from None
+        except PermissionError as error:
+            from rocm_patch.report import words
+
+            hint = "do it as the user to whom it belongs; changes below /etc of the running system go through sudo by themselves"
+            words.failure(RefusedError(f"no right to do this: {error.filename or function.__name__}", hint))
+            raise SystemExit(EXIT_REFUSED) from None
         except OSError as error:
             from rocm_patch.report import words
 
@@ -84,6 +90,19 @@ def root_of(path: str) -> Root:
     return Root(path)
 
 
+def read_input(path: str, limit: int, hint: str) -> bytes:
+    """A file that the user named. UsageError for anything but a readable regular file: a FIFO would wait for ever."""
+    from rocm_patch.model import Unknown
+    from rocm_patch.root import Root
+
+    answer = Root("/").read(os.path.abspath(path), limit)
+    if isinstance(answer, Unknown):
+        raise UsageError(f"{path}: {answer.unknown}", hint)
+    if answer.value is None:
+        raise UsageError(f"{path}: there is no such file", hint)
+    return answer.value
+
+
 def case_of(root: str, machine: str = "", python: list[str] | None = None, trials: Trials | None = None) -> Case:
     """Collect, scan and put together what the rules ask about."""
     from rocm_patch import codec, images, knowledge
@@ -95,8 +114,7 @@ def case_of(root: str, machine: str = "", python: list[str] | None = None, trial
     if machine:
         if root != "/" or python:
             raise UsageError("--machine goes without --root and --python: a recording holds what was found")
-        with open(machine, "rb") as stream:
-            recording = codec.loads(Recording, stream.read(64 << 20), machine)
+        recording = codec.loads(Recording, read_input(machine, 64 << 20, "make one with: rocm-patch record -o FILE"), machine)
         return Case(recording.machine, recording.images, trials, tables)
     place = root_of(root)
     for path in python or []:

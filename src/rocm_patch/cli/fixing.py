@@ -59,7 +59,11 @@ def fix(
     if not confirmed("Change this?", yes):
         sys.stderr.write("nothing was changed\n")
         raise SystemExit(EXIT_REFUSED)
-    code = finish(door.apply(made, where), where, False)
+    receipts = door.apply(made, where)
+    code = finish(receipts, where, False)
+    if all(item.outcome == "already there" for item in receipts) and not diagnosis.healthy:
+        out.print("All that we can change is in place, and a problem remains: what is left is in your hands (above).", style="bold")
+        raise SystemExit(EXIT_PROBLEMS)
     if root == "/" and any(step.parameters.get("name") for step in steps):
         code = _verify(where.data_home, steps[0].parameters["name"][0], allow, probing) or code
     raise SystemExit(code)

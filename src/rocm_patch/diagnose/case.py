@@ -157,7 +157,8 @@ class Case:
             if not recommended(evidence):
                 continue
             words = {**self.fields(), **{key: str(value) for key, value in fields.items()}}
-            text = "\n".join((f"{row.title}. {row.text}".strip(), *(f"$ {command}" for command in row.commands)))
+            commands = [f"$ {command}" for command in row.commands if _pasteable(command, words)]
+            text = "\n".join((f"{row.title}. {row.text}".strip(), *commands))
             advice.append(Advice(row.remedy, row.id, _fill(text, words), tuple(dict.fromkeys(item.source for item in evidence))))
         return tuple(advice)
 
@@ -228,6 +229,12 @@ def _value(fact: object) -> object:
 
 def _text(fact: Known[str] | Known[str | None] | Unknown) -> str | None:
     return fact.value if isinstance(fact, Known) else None
+
+
+def _pasteable(command: str, words: Mapping[str, str]) -> bool:
+    """False where a word that goes into a command came from a hostile or odd file: it is told, not offered to a shell."""
+    used = {name for name in re.findall(r"\{(\w+)\}", command) if name != "packages"}
+    return all(re.fullmatch(r"[A-Za-z0-9_./:,+=@%-]*", words.get(name, "")) for name in used)
 
 
 def _fill(text: str, words: Mapping[str, str]) -> str:

@@ -126,8 +126,16 @@ def _judge(case: Case, found: Override, reach: str) -> Iterator[Finding]:
         why.append("What that looks like: 100 % GPU without end, error 0x29 (aperture violation), resets, NaN or black images.")
         yield finding("override_unsafe", "problem", 0.95, why, case.advise("native-wheel") + advice)
         return
+    lacking = [torch for torch, coverage in coverages if torch in native and coverage.targets is not None and target not in coverage.targets]
+    if lacking and len(native) < len(torches):
+        other = next(torch for torch in torches if torch not in native)
+        why = [
+            f"{said}: {label(other)} needs it, and {label(lacking[0])} breaks with it: it has code for {gfx} and none for {target}.",
+            "Set it for the one program only: `rocm-patch run -- COMMAND` chooses by the torch of the command.",
+        ]
+        yield finding("override_wrong", "problem", 0.88, why)
+        return
     if native and len(native) == len(torches):
-        lacking = [torch for torch, coverage in coverages if coverage.targets is not None and target not in coverage.targets]
         if lacking:
             why = [
                 f"{said}, left over beside a native wheel: {label(lacking[0])} has code for {gfx} and none for {target}, "

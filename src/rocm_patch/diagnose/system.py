@@ -114,7 +114,9 @@ def other_cards(case: Case) -> Iterator[Finding]:
         return
     for gpu in case.machine.gpus:
         gfx = gpu.gfx.value if isinstance(gpu.gfx, Known) else "of unknown target"
-        yield finding("unsupported_hw", "info", 0.9, [f"{gpu.name} at {gpu.pci} ({gfx}) is neither RDNA1 nor RDNA2; nothing here is about it."])
+        row = case.knowledge.gpus.get(gfx)
+        kind = f"{row.architecture}, not a card that this tool judges" if row else "no card that this tool knows"
+        yield finding("unsupported_hw", "info", 0.9, [f"{gpu.name} at {gpu.pci} ({gfx}): {kind}."])
 
 
 EFFECTS_OF_FOREIGN_CODE = ("gpu_page_fault", "ring_timeout_reset", "numerical")

@@ -28,16 +28,17 @@ def collect(
     torch_installs, unread_sites = torches.collect(root, who.home, interpreters)
     process = (environment or {}) if root.live else said.environment
     set_values, unread_files = settings.collect(root, who, knowledge, process)
+    rocms = _rocms(root)
     return Machine(
         root=root.path,
         gpus=found,
         other_gpus=others,
         platform=platform.collect(root, said, who, log),
         torches=torch_installs,
-        rocms=_rocms(root),
+        rocms=rocms,
         settings=set_values,
         kernel_log=log,
-        unread=tuple(unread_gpus + unread_sites + unread_files),
+        unread=tuple({item.source.strip("/"): item for item in (*root.unread, *unread_gpus, *unread_sites, *unread_files)}.values()),
     )
 
 

@@ -78,7 +78,8 @@ def collect(
     """AMD GPUs, the names of others, and what could not be read."""
     kfd, unread = nodes(root)
     by_pci = {node.pci: node for node in kfd if node.pci}
-    kfd_runs = root.exists(TOPOLOGY)
+    topology = root.names(TOPOLOGY)
+    kfd_runs = isinstance(topology, Known) and topology.value is not None
     gpus, others = [], []
     for pci in root.list(DEVICES):
         where = f"{DEVICES}/{pci}"

@@ -40,10 +40,14 @@ def read(root: Root) -> Recorded:
     unknown = set(raw) - {"about", "sources", "home", "modes", "environment"}
     if unknown:
         raise FormatError(f"{root.path}/{FILE}: unknown key {', '.join(sorted(unknown))}")
-    modes, environment = raw.get("modes", {}), raw.get("environment", {})
+    modes, environment, home = raw.get("modes", {}), raw.get("environment", {}), raw.get("home", "")
+    if not isinstance(modes, dict) or not isinstance(environment, dict):
+        raise FormatError(f"{root.path}/{FILE}: modes and environment are tables")
+    if not isinstance(home, str) or (home and not re.fullmatch(r"/[^\x00-\x1f]*", home)):
+        raise FormatError(f"{root.path}/{FILE}: home is an absolute path")
     for path, mode in modes.items():
         if not isinstance(mode, str) or not re.fullmatch(r"0[0-7]{3} \S+:\S+", mode):
             raise FormatError(f'{root.path}/{FILE}: modes: {path}: "0660 root:render" is the form')
     if not all(isinstance(value, str) for value in environment.values()):
         raise FormatError(f"{root.path}/{FILE}: environment: values are strings")
-    return Recorded(str(raw.get("home", "")), MappingProxyType(dict(modes)), MappingProxyType(dict(environment)))
+    return Recorded(home, MappingProxyType(dict(modes)), MappingProxyType(dict(environment)))

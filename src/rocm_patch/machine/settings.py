@@ -19,14 +19,16 @@ from rocm_patch.root import Root
 
 OURS = ("etc/profile.d/zz-rocm-patch.sh", ".config/environment.d/90-rocm-patch.conf")
 
-_SHELL_FILES = (".profile", ".bash_profile", ".bash_login", ".bashrc", ".zshenv", ".zprofile", ".zshrc", ".config/fish/config.fish")
-_SYSTEM_SHELL_FILES = ("etc/profile", "etc/bash.bashrc", "etc/bashrc", "etc/zsh/zshenv", "etc/zshenv")
-_ASSIGNMENT = re.compile(r"^(?:export\s+|declare\s+-x\s+|set\s+-[a-zA-Z]*x[a-zA-Z]*\s+|setenv\s+)?(?=[A-Za-z_])(.*)$")
+_SHELL_FILES = (".profile", ".bash_profile", ".bash_login", ".bashrc", ".bash_aliases", ".zshenv", ".zprofile", ".zshrc", ".xprofile", ".xsessionrc")
+_SYSTEM_SHELL_FILES = ("etc/profile", "etc/bash.bashrc", "etc/bashrc", "etc/zsh/zshenv", "etc/zshenv", "etc/zsh/zprofile", "etc/zsh/zshrc")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=")
 _OURS_UNSET = re.compile(r"""if \[ "\$\{(\w+)-\}" = '([^']*)' \]; then unset \1; fi""")
 
 # A later place overrides an earlier one for whoever logs in at a shell.
 _LOGIN_ORDER = ("environment-file", "pam-env", "environment.d", "profile", "shell")
+# Graphical sessions, services and launchers started from them read no shell file.
+_SESSION_ORDER = _LOGIN_ORDER[:3]
 
 
 def collect(root: Root, user: User, knowledge: Knowledge, environment: Mapping[str, str]) -> tuple[tuple[Setting, ...], list[Unknown]]:
@@ -60,10 +62,15 @@ class _Reader:
         for name in sorted(self.root.list("etc/profile.d")):  # the shell's own order, not ours
             if name.endswith(".sh"):
                 self._shell(f"etc/profile.d/{name}", "profile", "login")
-        for path in _SYSTEM_SHELL_FILES[1:]:
-            self._shell(path, "profile", "login")
+        for path in _SYSTEM_SHELL_FILES[1:]:  # read by each new shell, so after any drop-in for logins
+            self._shell(path, "shell", "login")
         for name in _SHELL_FILES:
             self._shell(f"{home}/{name}", "shell", "login")
+        for path in (
+            f"{home}/.config/fish/config.fish",
+            *(f"{home}/.config/fish/conf.d/{name}" for name in self.root.list(f"{home}/.config/fish/conf.d")),
+        ):
+            self._shell(path, "fish", "application fish")
         for name, value in sorted(environment.items()):
             self._add(name, value, "process", "environment", 0, "process")
 
@@ -122,35 +129,63 @@ class _Reader:
                 if match:
                     self._add(match.group(1), match.group(2).strip('"'), origin, path, number, reach)
                 continue
+            if origin in ("environment-file", "pam-env"):  # pam_env ends a line at a number sign
+                text = text.partition("#")[0].strip()
             name, equals, value = text.removeprefix("export ").partition("=")
             if equals and _NAME.fullmatch(name.strip()):
                 self._add(name.strip(), value.strip().strip("\"'"), origin, path, number, reach)
 
     def _shell(self, path: str, origin: str, reach: str) -> None:
-        depth = 0
+        """Assignments of a shell file. What stands in a function or a here-document sets nothing by itself.
+
+        What stands inside a condition may or may not hold: an assignment there is shown all the same, since a
+        launcher's `if Navi 1` branch is exactly what sets the override; an unset there is not believed.
+        """
+        depth, until = 0, ""
         for number, line in self._lines(path):
             text = line.strip()
+            if until:
+                until = "" if text == until else until
+                continue
+            here = re.search(r"<<-?\s*[\"']?(\w+)", text)
+            if here:
+                until = here.group(1)
+                continue
+            if re.fullmatch(r"(function\s+)?[\w-]+\s*(\(\))?\s*\{", text) and ("(" in text or text.startswith("function")):
+                until = "}"
+                continue
             ours = _OURS_UNSET.fullmatch(text)
             if ours:
                 self._add(ours.group(1), None, origin, path, number, reach, replaces=ours.group(2))
                 continue
             if re.match(r"(if|for|while|until|case)\b", text) and not re.search(r"\b(fi|done|esac)\b\s*$", text):
                 depth += 1
-            # What stands inside a condition may or may not hold: an assignment there is still shown, since a
-            # launcher's `if Navi 1` branch is exactly what sets the override; an unset there is not believed.
             if re.match(r"(fi|done|esac)\b", text):
                 depth = max(0, depth - 1)
-            if text.startswith("unset ") and not depth:
-                for name in text.split("#")[0].split()[1:]:
-                    self._add(name, None, origin, path, number, reach)
-                continue
-            match = _ASSIGNMENT.match(text)
-            if not match:
-                continue
-            fish = text.startswith(("set -", "setenv "))
-            exported = text != match.group(1)
-            for name, value in _fish(match.group(1)) if fish else _words(match.group(1)):
-                if exported or origin == "launcher" or name.startswith(("HSA_", "MIOPEN_", "HIP_", "PYTORCH_", "ROCR_", "AMD_")):
+            for words in _commands(text):
+                self._command_of_shell(words, origin, path, number, reach, sure=not depth)
+
+    def _command_of_shell(self, words: list[str], origin: str, path: str, number: int, reach: str, *, sure: bool) -> None:
+        while words and words[0] in ("then", "else", "do", "{", "!"):
+            words = words[1:]
+        if not words:
+            return
+        first, rest = words[0], words[1:]
+        options = [word for word in rest if word.startswith("-")]
+        names = [word for word in rest if not word.startswith("-")]
+        if first == "unset" or (first == "set" and any("e" in option.lstrip("-")[:5] and "x" not in option for option in options)):
+            for name in names if sure else ():
+                self._add(name, None, origin, path, number, reach)
+        elif first in ("export", "declare", "typeset"):
+            for name, value in _pairs_of(names):
+                self._add(name, value, origin, path, number, reach)
+        elif first in ("set", "setenv"):
+            if len(names) == 2 and _NAME.fullmatch(names[0]) and (first == "setenv" or any("x" in option for option in options)):
+                self._add(names[0], names[1], origin, path, number, reach)
+        elif all(_PAIR.match(word) for word in words) or (origin == "launcher" and _PAIR.match(first)):
+            # Before a command it is for that command only; a launcher's command is the program itself.
+            for name, value in _pairs_of(words):
+                if origin == "launcher" or name.startswith(("HSA_", "MIOPEN_", "HIP_", "PYTORCH_", "ROCR_", "AMD_")):
                     self._add(name, value, origin, path, number, reach)
 
     def _units(self, folder: str) -> None:
@@ -240,13 +275,31 @@ def _words(text: str) -> Iterator[tuple[str, str]]:
             yield name, value
 
 
-def _fish(text: str) -> Iterator[tuple[str, str]]:
+def _commands(text: str) -> Iterator[list[str]]:
+    """The simple commands of a line as words, quotes removed; nothing where the quoting is broken."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|")
+    lexer.whitespace_split = True
+    command: list[str] = []
     try:
-        words = shlex.split(text, comments=True)
+        for word in lexer:
+            if word and set(word) <= set(";&|"):
+                yield command
+                command = []
+            else:
+                command.append(word)
     except ValueError:
         return
-    if len(words) == 2 and _NAME.fullmatch(words[0]):
-        yield words[0], words[1]
+    yield command
+
+
+def _pairs_of(words: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for word in words:
+        match = _PAIR.match(word)
+        if not match:
+            return
+        name, value = match.group(1), word[match.end() :]
+        default = re.fullmatch(rf"\$\{{{name}:?-([^$`}}]*)\}}", value)
+        yield name, default.group(1) if default else value
 
 
 def _mark(found: Iterable[Setting]) -> Iterator[Setting]:
@@ -255,15 +308,18 @@ def _mark(found: Iterable[Setting]) -> Iterator[Setting]:
     The running process is judged by itself: its value is in force now, the winning file's at the next login.
     """
     settings = list(found)
-    winner: dict[str, int] = {}
-    for index, setting in sorted(enumerate(settings), key=lambda pair: _rank(pair[1])):
-        if setting.kind == "environment" and setting.origin in _LOGIN_ORDER:
-            winner[setting.name] = index
+    winners: set[int] = set()
+    for order in (_LOGIN_ORDER, _SESSION_ORDER):
+        last: dict[str, int] = {}
+        for index, setting in sorted(enumerate(settings), key=lambda pair: _rank(pair[1])):
+            if setting.kind == "environment" and setting.origin in order:
+                last[setting.name] = index
+        winners.update(last.values())
     loaded = {setting.name: setting.value for setting in settings if setting.origin == "loaded"}
     for index, setting in enumerate(settings):
         in_force = setting.value is not None
         if setting.kind == "environment" and setting.origin in _LOGIN_ORDER:
-            in_force = in_force and winner[setting.name] == index
+            in_force = in_force and index in winners
         elif setting.kind == "module" and setting.origin != "loaded":
             in_force = loaded.get(setting.name, setting.value) == setting.value
         yield replace(setting, in_force=in_force)

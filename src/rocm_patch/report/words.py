@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,9 +21,27 @@ _MARKS = {"problem": ("[problem]", "bold red"), "warning": ("[warning]", "yellow
 _VERDICTS = {"passed": "green", "skipped": "dim"}
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class _Door(Console):
+    """The one door to the terminal: what files and recordings say may hold control characters, and none gets out."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich prints, with control characters replaced."""
+        super().print(*(_clean(item) for item in objects), **options)
+
+
+def _clean(item: Any) -> Any:
+    if isinstance(item, Text) and _CONTROL.search(item.plain):
+        item = item.copy()
+        item.plain = _CONTROL.sub("?", item.plain)
+    return _CONTROL.sub("?", item) if isinstance(item, str) else item
+
+
 def console(*, error: bool = False) -> Console:
     """The console; NO_COLOR and a pipe switch colours off by themselves."""
-    return Console(stderr=error, highlight=False, markup=False, emoji=False)
+    return _Door(stderr=error, highlight=False, markup=False, emoji=False)
 
 
 def failure(error: RocmPatchError) -> None:
@@ -81,6 +100,8 @@ def _verdict(case: Case, diagnosis: Diagnosis, out: Console) -> None:
         out.print(f"note: {note}", soft_wrap=True)
     if not case.machine.gpus:
         out.print(Text("Nothing to do here: no AMD GPU was found.", style="bold"))
+    elif not case.card and not problems:
+        out.print(Text("No RDNA1 or RDNA2 card that this tool is for; nothing was judged.", style="bold"))
     elif problems:
         out.print(Text(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}. The first is the cause to begin with.", style="bold red"))
     elif any(finding.severity == "warning" for finding in diagnosis.findings):
