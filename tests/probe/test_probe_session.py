@@ -99,7 +99,8 @@ def test_a_reset_while_finding_the_device(bench, tmp_path):
 def test_the_record_is_on_disk_before_the_child_starts(bench, tmp_path):
     (tmp_path / "child_script.py").write_text(PRELUDE.replace("{kind!r}", "'cpu'") + "good()\n")
     script = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from probe_support import kit, probe, new_bench
