@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rocm_patch.diagnose.case import MASKS, OVERRIDE, Case
-from rocm_patch.diagnose.folklore import effect_of
+from rocm_patch.diagnose.folklore import effect_of, to_drop
 from rocm_patch.diagnose.stack import integrated, legitimate_value, override
 from rocm_patch.model import Setting
 
@@ -36,7 +36,7 @@ def prepare(case: Case, environment: Mapping[str, str], keep: tuple[str, ...] = 
                 changes.append(f"without {name}={environment[name]}: {harm[0].why[0]}")
             continue
         effect = effect_of(case, name, environment[name])
-        if effect and effect.effect != "legitimate" and (effect.severity or effect.effect) not in ("info", "diagnostic"):
+        if effect and to_drop(effect):
             del values[name]
             changes.append(f"without {name}={environment[name]}: {effect.text}")
     for name, value, why in _helpful(case, values):

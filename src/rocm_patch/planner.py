@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rocm_patch.diagnose.case import OVERRIDE, Case, own_version
-from rocm_patch.diagnose.folklore import effect_of
+from rocm_patch.diagnose.folklore import effect_of, to_drop
 from rocm_patch.diagnose.stack import DROP_IN, legitimate_value
 from rocm_patch.knowledge.conditions import in_range, in_scope, parse_version, recommended, status
 from rocm_patch.model import Diagnosis, RefusedError, Scope, Setting, Step, UsageError, WheelRow
@@ -99,8 +99,7 @@ def _in_files(case: Case) -> list[Setting]:
 
 
 def _to_drop(case: Case, setting: Setting) -> bool:
-    effect = effect_of(case, setting.name, setting.value or "")
-    return effect is not None and effect.effect != "legitimate" and (effect.severity or effect.effect) not in ("info", "diagnostic")
+    return to_drop(effect_of(case, setting.name, setting.value or ""))
 
 
 def _drops(case: Case, id_: str, places: Sequence[Setting]) -> list[Step]:

@@ -45,6 +45,11 @@ def effect_of(case: Case, name: str, value: str) -> SettingEffect | None:
     return None
 
 
+def to_drop(effect: SettingEffect | None) -> bool:
+    """True for a value that a plan takes out and `run` leaves out: it does nothing, slows or harms."""
+    return effect is not None and effect.effect != "legitimate" and (effect.severity or effect.effect) not in ("info", "diagnostic")
+
+
 def _advice(case: Case, name: str, value: str, places: list[Setting], effect: SettingEffect) -> tuple[Advice, ...]:
     row = case.knowledge.settings[name]
     first = next((place for place in places if place.origin != "process"), places[0])
