@@ -1,0 +1,277 @@
+"""The rules: what in code for one gfx10 chip is unsafe on another. Each is a row of rules.toml and a function here, found by the row's id.
+
+A rule looks at one stretch of code (`Code`) and returns `Hits`: instructions where the pattern is complete on every path
+to them (certain) or on some path (possible). The conditions are those under which LLVM's GCNHazardRecognizer, compiling
+for the chip that has the bug, would have put something in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy
+
+from rocm_patch.isa import facts, table
+from rocm_patch.isa.decode import Instructions
+from rocm_patch.isa.facts import EXEC, Is, Masks
+from rocm_patch.isa.flow import PLANES, Blocks, spread
+from rocm_patch.isa.table import ENCODINGS
+
+__all__ = ["CHECKS", "Code", "Hits", "Rule"]
+
+Array = Any
+_NONE: Final = numpy.zeros(0, numpy.int64)
+_EXEC_BITS: Final = numpy.uint64(3 << (EXEC - 64))
+_WORD: Final = numpy.uint64
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of rules.toml. `bug`: LLVM's name for it; `chips`: who has it; `same_size`: a same-size edit removes it."""
+
+    id: str
+    title: str
+    means: str
+    bug: str
+    chips: tuple[str, ...]
+    same_size: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Indices of instructions."""
+
+    certain: Array
+    possible: Array = field(default_factory=lambda: _NONE)
+
+
+@dataclass(frozen=True)
+class Code:
+    """A stretch of decoded code and its blocks. `base`: where it lies in its file, in bytes; `first`: instructions that begin a
+    function; `made_for` and `chip`: letters of the opcode table; `wave`: 32 or 64 lanes.
+    """
+
+    base: int
+    instructions: Instructions
+    kinds: Array
+    first: Array
+    graph: Blocks
+    made_for: str
+    chip: str
+    wave: int
+
+    def any(self, kind: Is) -> Array:
+        """Which instructions are of one of these kinds."""
+        return self.kinds & numpy.uint32(kind) != 0
+
+    def wait(self, kind: Is, mask: int) -> Array:
+        """Which instructions are a wait of this kind that brings the masked counter to zero."""
+        return self.any(kind) & (self.instructions.first & mask == 0)
+
+    @property
+    def null(self) -> Array:
+        """Where a SOPK instruction names the null register."""
+        return (self.instructions.first >> 16) & 0x7F == facts.NULL
+
+
+def illegal_instruction(code: Code) -> Hits:
+    """The chip has no such opcode."""
+    known = table.load().known
+    opcode = code.instructions.opcode
+    return Hits(numpy.flatnonzero((known[code.made_for][opcode] > 0) & (known[code.chip][opcode] == 0)))
+
+
+def other_instruction(code: Code) -> Hits:
+    """The chip takes the opcode for another instruction."""
+    known = table.load().known
+    made, here = (known[each][code.instructions.opcode] for each in (code.made_for, code.chip))
+    return Hits(numpy.flatnonzero((made > 0) & (here > 0) & (made != here)))
+
+
+def inst_prefetch(code: Code) -> Hits:
+    """`s_inst_prefetch`, whatever it asks for."""
+    return Hits(numpy.flatnonzero(code.any(Is.PREFETCH)))
+
+
+def flat_offset(code: Code) -> Hits:
+    """FLAT proper with an immediate offset: the chip ignores it where the address is in global memory."""
+    return Hits(numpy.flatnonzero(code.any(Is.FLAT) & (code.instructions.first & 0xFFF != 0)))
+
+
+def branch_offset_3f(code: Code) -> Hits:
+    """A direct branch over exactly 0x3f words."""
+    return Hits(numpy.flatnonzero(code.any(Is.BRANCH) & (code.instructions.first & 0xFFFF == 0x3F)))
+
+
+def negative_unaligned_scratch(code: Code) -> Hits:
+    """SCRATCH with a negative offset that is no multiple of four."""
+    offset = code.instructions.first & 0xFFF
+    scratch = code.instructions.encoding == ENCODINGS.index("SCRATCH")
+    return Hits(numpy.flatnonzero(scratch & (offset & 0x800 != 0) & (offset & 3 != 0)))
+
+
+def nsa(code: Code) -> Hits:
+    """A long image instruction with scattered addresses right before a buffer instruction with an odd offset, or in a clause."""
+    here = code.instructions
+    long = (here.encoding == ENCODINGS.index("MIMG")) & (here.first & 6 != 0)
+    if not long.any():
+        return Hits(_NONE)
+    buffers = numpy.isin(here.encoding, (ENCODINGS.index("MUBUF"), ENCODINGS.index("MTBUF"))) & (here.first & 6 != 0)
+    after = numpy.flatnonzero(buffers[1:] & (long & (here.length >= 4))[:-1]) + 1
+    clauses = numpy.flatnonzero(code.any(Is.CLAUSE))
+    total = numpy.append(0, numpy.cumsum(long))
+    ends = numpy.minimum(clauses + 2 + (here.first[clauses] & 63), len(long))
+    return Hits(numpy.union1d(after, clauses[total[ends] > total[clauses]]))
+
+
+def lds_misaligned(code: Code) -> Hits:
+    """Several words from LDS at an offset that is not a multiple of their size: whether the address is depends on the base."""
+    size = _lds_sizes()[code.instructions.opcode]
+    offset = (code.instructions.first & 0xFFFF).astype(numpy.int64)
+    return Hits(_NONE, numpy.flatnonzero((size > 0) & (offset & (size - 1) != 0)))
+
+
+def smem_to_vector_write(code: Code) -> Hits:
+    """A vector instruction writes a scalar register that a scalar load before it reads."""
+    loads, writers = code.any(Is.SMEM), code.any(Is.VALU)
+    ends = code.any(Is.SALU) & ~code.any(Is.INERT) | code.wait(Is.WAIT, 0x3F00) | (code.wait(Is.WAIT_SCALAR, 0xFFFF) & code.null)
+    return _registers(code, loads, facts.masks_read, writers, ends)
+
+
+def vmem_to_scalar_write(code: Code) -> Hits:
+    """A scalar instruction writes a register that a memory instruction before it reads (its mask among them)."""
+    reads, writers = code.any(Is.VMEM | Is.FLAT | Is.DS), code.any(Is.SALU | Is.SMEM)
+    ends = code.any(Is.VALU) | code.wait(Is.WAIT, 0xFFFF) | code.wait(Is.WAIT_DEPENDENCY, 0x1C)
+
+    def used(instructions: Instructions, which: Array, wave: int) -> Masks:
+        named = facts.masks_read(instructions, which, wave)
+        return Masks(named.low, named.high | (_EXEC_BITS if wave == 64 else _WORD(1 << (EXEC - 64))))
+
+    return _registers(code, reads, used, writers, ends)
+
+
+def vcmpx_exec_war(code: Code) -> Hits:
+    """A vector comparison writes EXEC after something other than a vector instruction has read it."""
+    names = numpy.flatnonzero(code.any(Is.SALU) & ~code.any(Is.READS_EXEC))
+    explicit = facts.masks_read(code.instructions, names, code.wave).high & _EXEC_BITS != 0
+    reads = code.any(Is.READS_EXEC)
+    reads[names[explicit]] = True
+    ends = code.any(Is.NAMES_MASK) | code.wait(Is.WAIT_DEPENDENCY, 1)
+    return _flag(code, reads, code.any(Is.CMPX), ends)
+
+
+def vcmpx_permlane(code: Code) -> Hits:
+    """A permlane right after a vector comparison that writes EXEC."""
+    lanes = code.any(Is.PERMLANE)
+    if not lanes.any():
+        return Hits(_NONE)
+    return _flag(code, code.any(Is.CMPX), lanes, code.any(Is.VALU) & ~code.any(Is.NOP))
+
+
+def lds_branch_vmem(code: Code) -> Hits:
+    """An LDS access and a vector memory access with a branch, but no wait for stores, between them."""
+    local, vector = code.any(Is.DS), code.any(Is.VMEM)
+    if not (local.any() and vector.any()):
+        return Hits(_NONE)
+    waits = code.wait(Is.WAIT_STORE, 0xFFFF) & code.null
+    events = numpy.flatnonzero(local | vector | waits)
+    graph = code.graph
+    block = graph.of[events]
+    heads = numpy.flatnonzero(numpy.append(True, block[1:] != block[:-1]))
+    tails = numpy.append(heads[1:], len(events)) - 1
+    having, first, last = block[heads], events[heads], events[tails]
+    moved = code.any(Is.BRANCH | Is.STOPS)[graph.end - 1]
+    made = numpy.zeros((len(graph.start), PLANES), _WORD)
+    kept = numpy.full((len(graph.start), PLANES), ~_WORD(0))
+    state = local[last] * _WORD(1) + vector[last] * _WORD(2)
+    made[having, -1] = numpy.where(moved[having], state << _WORD(2), state)
+    kept[having, -1] = 0
+    some, every = spread(graph, made, kept, moved)
+    opposite = local[first] * _WORD(8) + vector[first] * _WORD(4)
+    certain = every[having, -1] & opposite != 0
+    return Hits(first[certain], first[(some[having, -1] & opposite != 0) & ~certain])
+
+
+def _registers(code: Code, makers: Array, mask: Callable[[Instructions, Array, int], Masks], writers: Array, ends: Array) -> Hits:
+    """Instructions that write a register which an earlier one reads, with nothing in between that ends the danger."""
+    where_made = numpy.flatnonzero(makers)
+    made = mask(code.instructions, where_made, code.wave)
+    where_hit = numpy.flatnonzero(writers)
+    hit = facts.masks_written(code.instructions, where_hit, code.wave)
+    real = (hit.low | hit.high) != 0
+    where_hit, low, high = where_hit[real], hit.low[real], hit.high[real]
+    columns = numpy.stack([made.low, made.high], axis=1)
+    return _pattern(code, where_made, columns, where_hit, numpy.stack([low, high], axis=1), ends)
+
+
+def _flag(code: Code, makers: Array, sinks: Array, ends: Array) -> Hits:
+    where_made, where_hit = numpy.flatnonzero(makers), numpy.flatnonzero(sinks)
+    ones = [numpy.ones((len(where), 1), _WORD) for where in (where_made, where_hit)]
+    return _pattern(code, where_made, ones[0], where_hit, ones[1], ends)
+
+
+def _pattern(code: Code, where_made: Array, made: Array, where_hit: Array, wanted: Array, ends: Array) -> Hits:
+    """Facts made at some instructions, asked for at others, ended at others. At one instruction: ask, then end, then make."""
+    if not len(where_made) or not len(where_hit):
+        return Hits(_NONE)
+    graph = code.graph
+    width = made.shape[1]
+    leads = numpy.zeros(len(ends), bool)
+    leads[graph.start] = True
+    ended = numpy.cumsum(ends)
+    life = ended + numpy.cumsum(leads)  # facts live within one number
+    alive = life[where_made]
+    gathered = _running_or(made, alive)
+    # Within the block: the last fact made before, if nothing ended it.
+    before = numpy.searchsorted(where_made, where_hit) - 1
+    asked = life[where_hit] - ends[where_hit]
+    near = (before >= 0) & (alive[before] == asked) & ~leads[where_hit]
+    certain = near & ((gathered[before] & wanted) != 0).any(axis=1)
+    # Across blocks: what the block's beginning may bring, where nothing in the block has ended it.
+    bringing = numpy.zeros((len(graph.start), PLANES), _WORD)
+    kept = numpy.zeros((len(graph.start), PLANES), _WORD)
+    final = numpy.searchsorted(where_made, graph.end) - 1
+    lasting = (final >= 0) & (alive[final] == life[graph.end - 1])
+    bringing[lasting, :width] = gathered[final[lasting]]
+    quiet = ended[graph.end - 1] == ended[graph.start] - ends[graph.start]
+    kept[quiet, :width] = ~_WORD(0)
+    block = graph.of[where_hit]
+    open_ = ended[where_hit] - ends[where_hit] == ended[graph.start[block]] - ends[graph.start[block]]
+    still = numpy.zeros(len(graph.start), bool)
+    some, every = spread(graph, bringing, kept, still)
+    certain |= open_ & ((every[block, :width] & wanted) != 0).any(axis=1)
+    possible = ~certain & open_ & ((some[block, :width] & wanted) != 0).any(axis=1)
+    return Hits(where_hit[certain], where_hit[possible])
+
+
+def _running_or(values: Array, group: Array) -> Array:
+    """Or of all values of the same group up to each row; groups are runs of equal numbers."""
+    result = values.copy()
+    reach = 1
+    while reach < len(group):
+        same = numpy.flatnonzero(group[reach:] == group[:-reach])
+        if not len(same):
+            return result
+        shifted = result[same].copy()
+        result[same + reach] |= shifted
+        reach *= 2
+    return result
+
+
+def _lds_sizes() -> Array:
+    opcodes = table.load()
+    local = opcodes.encoded("DS")
+    size = numpy.zeros(len(local), numpy.int64)
+    for ending, count in (("_b64", 8), ("_b96", 16), ("_b128", 16)):
+        size[local & opcodes.where(lambda name, ending=ending: name in (f"ds_read{ending}", f"ds_write{ending}"))] = count  # type: ignore[misc]
+    return size
+
+
+CHECKS: Final[dict[str, Callable[[Code], Hits]]] = {
+    name.replace("_", "-"): check
+    for name, check in globals().items()
+    if callable(check) and getattr(check, "__module__", "") == __name__ and not name.startswith("_") and name.islower()
+}
