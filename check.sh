@@ -50,7 +50,7 @@ ROCM_PATCH_TEST_TORCH=$(torch_python)
 export ROCM_PATCH_TEST_TORCH
 echo "torch for the tests: ${ROCM_PATCH_TEST_TORCH:-none}"
 
-"$venv/bin/ruff" check src tests benchmarks
+"$venv/bin/ruff" check src tests benchmarks tools
 "$venv/bin/mypy" --no-error-summary
 PYTHONPATH=src "$venv/bin/lint-imports" --no-logo 2>/dev/null || PYTHONPATH=src "$venv/bin/lint-imports"
 exec "$venv/bin/python" -m pytest "$@"

@@ -23,8 +23,10 @@ ALIKE = {"gfx1012": "gfx1011", **{f"gfx103{n}": "gfx1030" for n in range(1, 7)}}
 
 @dataclass(frozen=True)
 class Field:
+    """An operand field and the register number that it is given."""
+
     name: str
-    value: int  # the register number that the field is given
+    value: int
     shift: int
     word: int
     scale: int = 1  # register number = field * scale
@@ -32,6 +34,8 @@ class Field:
 
 @dataclass(frozen=True)
 class Format:
+    """An encoding: its first words, how many opcodes it has and where they stand."""
+
     name: str
     head: tuple[int, ...]
     opcodes: int
@@ -39,6 +43,10 @@ class Format:
     fields: tuple[Field, ...]
     variants: tuple[tuple[int, ...], ...] = ((),)  # bits that are flipped, tried in order
 
+
+# Operands that an instruction does not have must be zero; the last ones are on the global share.
+_OPERANDS = (0, 0x00300000, 0x40000000, 0x40300000, 0x00302000, 0x40302000, 0x40302010, 0x40300010)
+DATA_SHARE = (*((0, flipped) for flipped in _OPERANDS), *((0x20000, flipped) for flipped in (0x40302010, 0x40302000, 0x00302000)))
 
 FORMATS = (
     Format("SOP2", (0x80000000,), 96, (0, 23), (Field("sdst", 8, 16, 0), Field("ssrc0", 16, 0, 0), Field("ssrc1", 32, 8, 0))),
@@ -55,7 +63,13 @@ FORMATS = (
         (0xD4000000, 0),
         1024,
         (0, 16),
-        (Field("vdst", 8, 0, 0), Field("src0", 256 + 16, 0, 1), Field("src1", 256 + 24, 9, 1), Field("src2", 256 + 32, 18, 1), Field("sdst", 64, 8, 0)),
+        (
+            Field("vdst", 8, 0, 0),
+            Field("src0", 256 + 16, 0, 1),
+            Field("src1", 256 + 24, 9, 1),
+            Field("src2", 256 + 32, 18, 1),
+            Field("sdst", 64, 8, 0),
+        ),
         ((), (0, 0x100 << 9), (8 ^ 126,)),
     ),
     Format(
@@ -66,15 +80,19 @@ FORMATS = (
         (Field("vdst", 8, 0, 0), Field("src0", 256 + 16, 0, 1), Field("src1", 256 + 24, 9, 1), Field("src2", 256 + 32, 18, 1)),
     ),
     Format("VINTRP", (0xC8000000,), 4, (0, 16), ()),
-    Format("DS", (0xD8000000, 0x40302010), 256, (0, 18), (), tuple((0, flipped) for flipped in (0, 0x00300000, 0x40000000, 0x40300000, 0x00302000, 0x40302000, 0x40302010, 0x40300010)) + ((0x20000, 0x40302010), (0x20000, 0x40302000), (0x20000, 0x00302000))),
+    Format("DS", (0xD8000000, 0x40302010), 256, (0, 18), (), DATA_SHARE),
     Format("FLAT", (0xDC000000, 0x40002010), 128, (0, 18), (Field("saddr", 125, 16, 1),)),
     Format("SCRATCH", (0xDC004000, 0x40002010), 128, (0, 18), (Field("saddr", 32, 16, 1),)),
     Format("GLOBAL", (0xDC008000, 0x40002010), 128, (0, 18), (Field("saddr", 32, 16, 1),)),
     Format("MUBUF", (0xE0000000, 0x00002010), 256, (0, 18), (Field("srsrc", 64, 16, 1, 4), Field("soffset", 16, 24, 1))),
     Format("MTBUF", (0xE8B00000, 0x00002010), 16, (0, 16), (Field("srsrc", 64, 16, 1, 4), Field("soffset", 16, 24, 1))),
-    Format("MIMG", (0xF0000100, 0x00002010), 256, (0, 18), (Field("srsrc", 64, 16, 1, 4), Field("ssamp", 32, 21, 1, 4)), ((), (0x8,), (0x700,), (0xF00,))),
+    Format(
+        "MIMG", (0xF0000100, 0x00002010), 256, (0, 18), (Field("srsrc", 64, 16, 1, 4), Field("ssamp", 32, 21, 1, 4)), ((), (0x8,), (0x700,), (0xF00,))
+    ),
     Format("EXP", (0xF8000000, 0x04030201), 1, (0, 0), (), ((0xF,),)),
 )
+
+
 def words(form: Format, opcode: int, variant: tuple[int, ...], fields: tuple[Field, ...]) -> bytes:
     made = list(form.head) + [0] * (5 - len(form.head))
     if form.name == "MTBUF":  # the fourth bit of the opcode lies in the second word
@@ -142,7 +160,9 @@ def describe(form: Format, opcode: int, narrow: Disassembler, wide: Disassembler
     if form.name in ("VOP2", "VOPC", "VOP3", "VOP1"):
         if name.startswith("v_cmpx"):
             written = ["exec:w"]
-        elif len(operands) > (1 if form.name != "VOPC" else 0) and operands[1 if form.name != "VOPC" else 0].startswith("vcc") and form.name != "VOP3":
+        elif (
+            len(operands) > (1 if form.name != "VOPC" else 0) and operands[1 if form.name != "VOPC" else 0].startswith("vcc") and form.name != "VOP3"
+        ):
             written.append("vcc:w")
     return f"{name}\t{' '.join(written) or '-'}\t{' '.join(read) or '-'}"
 

@@ -54,7 +54,9 @@ def _encodings() -> Array:
 
 _INDEX: Final = {name: number for number, name in enumerate(ENCODINGS)}
 _ENCODING: Final = _encodings()
-_BASE: Final = numpy.array([*(2 if name in ("SMEM", "VOP3", "VOP3P", "DS", "FLAT", "SCRATCH", "GLOBAL", "MUBUF", "MTBUF", "MIMG", "EXP") else 1 for name in ENCODINGS), *[1] * 236], numpy.uint8)
+_WIDE: Final = ("SMEM", "VOP3", "VOP3P", "DS", "FLAT", "SCRATCH", "GLOBAL", "MUBUF", "MTBUF", "MIMG", "EXP")
+_BASE: Final = numpy.ones(256, numpy.uint8)  # words without literals; 1 also for what is no instruction
+_BASE[[_INDEX[name] for name in _WIDE]] = 2
 _PLACE: Final = {
     "SOP2": (23, 0x7F), "SOPK": (23, 0x1F), "SOP1": (8, 0xFF), "SOPC": (16, 0x7F), "SOPP": (16, 0x7F), "SMEM": (18, 0xFF),
     "VOP1": (9, 0xFF), "VOP2": (25, 0x3F), "VOPC": (17, 0xFF), "VOP3": (16, 0x3FF), "VOP3P": (16, 0x7F), "VINTRP": (16, 3),
@@ -70,8 +72,8 @@ _FOLLOWED[[_LITERAL, 249, 250, 233, 234]] = True
 _FUSED: Final = (32, 33, 44, 45, 55, 56)  # v_madmk, v_madak, v_fmamk and v_fmaak: always a literal
 _SET_REGISTER_LITERAL: Final = 21  # s_setreg_imm32_b32
 _GROUP: Final = numpy.zeros(256, numpy.uint8)  # which rule for the length
-for _name, _rule in (("SOP2", 1), ("SOPC", 1), ("SOP1", 2), ("VOP1", 3), ("VOPC", 3), ("VOP2", 3), ("VOP3", 4), ("VOP3P", 4), ("MIMG", 5), ("SOPK", 6)):
-    _GROUP[_INDEX[_name]] = _rule
+for _rule, _names in enumerate((("SOP2", "SOPC"), ("SOP1",), ("VOP1", "VOP2", "VOPC"), ("VOP3", "VOP3P"), ("MIMG",), ("SOPK",)), 1):
+    _GROUP[[_INDEX[name] for name in _names]] = _rule
 
 
 def decode(words: Array, starts: Array, ends: Array) -> Instructions:
@@ -122,13 +124,37 @@ def _lengths(words: Array, following: Array, encoding: Array) -> Array:
 
 
 def _walk(length: Array, starts: Array, ends: Array) -> Array:
-    """Indices of first words, stretch by stretch."""
-    steps = length.tobytes()
-    found: list[int] = []
-    add = found.append
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        at = start
-        while at < end:
-            add(at)
-            at += steps[at]
-    return numpy.array(found, numpy.int64)
+    """Indices of first words: every word of a stretch but those that a longer instruction covers.
+
+    A word that looks like a longer instruction is one for sure where nothing that looks like one before it reaches so far.
+    Only from there on, as long as they overlap, does it matter which comes first.
+    """
+    edges = numpy.zeros(len(length) + 1, numpy.int8)
+    edges[starts] += 1
+    edges[ends] -= 1  # where one stretch follows another at once, both fall on one word
+    inside = numpy.cumsum(edges[:-1]) > 0
+    long = numpy.flatnonzero(inside & (length > 1))
+    limit = ends[numpy.searchsorted(starts, long, side="right") - 1]
+    over = numpy.minimum(long + length[long], limit)
+    reach = numpy.maximum.accumulate(over)
+    sure = numpy.append(True, long[1:] >= reach[:-1])[: len(long)]
+    real = sure.copy()
+    doubtful = numpy.flatnonzero(~sure)
+    if len(doubtful):
+        # Each run of doubtful ones follows a sure one.
+        before = numpy.append(True, doubtful[1:] != doubtful[:-1] + 1)
+        places, finish = long[doubtful].tolist(), over[doubtful].tolist()
+        leading = over[doubtful - 1].tolist()
+        kept = []
+        done = 0
+        for index, (fresh, place) in enumerate(zip(before.tolist(), places, strict=True)):
+            if fresh:
+                done = leading[index]
+            if place >= done:
+                done = finish[index]
+                kept.append(index)
+        real[doubtful[kept]] = True
+    for more in range(1, 5):
+        some = long[real & (over - long > more)]
+        inside[some + more] = False
+    return numpy.flatnonzero(inside)

@@ -160,6 +160,7 @@ def _add(low: Array, high: Array, value: Array, width: Array, wave: int) -> None
     one, border = numpy.uint64(1), numpy.uint64(64)
     bits = (one << count) - one
     upper = start >= border
-    low[some] |= numpy.where(upper, numpy.uint64(0), bits << numpy.where(upper, numpy.uint64(0), start))
-    over = numpy.where(upper, bits << (start - numpy.where(upper, border, start)), numpy.where(start > 0, (bits >> one) >> (numpy.uint64(63) - numpy.where(upper, numpy.uint64(0), start)), numpy.uint64(0)))
-    high[some] |= over
+    inside = numpy.where(upper, start - border, start)
+    low[some] |= numpy.where(upper, numpy.uint64(0), bits << inside)
+    # What of a lower run reaches over the border; in two steps, since a shift by 64 is no shift.
+    high[some] |= numpy.where(upper, bits << inside, (bits >> one) >> (border - one - inside))

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import numpy
 
-__all__ = ["PLANES", "Blocks", "blocks", "spread"]
+__all__ = ["Blocks", "blocks", "spread"]
 
 Array = Any
-PLANES: Final = 5
-"""Columns of 64 bits in a state: two for the scalar registers that loads read, two for those that vector memory reads, one of flags."""
+_LOW: Final = numpy.uint64(3)
+_TWO: Final = numpy.uint64(2)
 
 
 @dataclass(frozen=True)
@@ -65,37 +65,49 @@ def blocks(at: Array, length: Array, words: int, branch: Array, falls: Array, of
     return Blocks(start, end, of, source[order], target[order], first[start] | ~reached)
 
 
-def spread(graph: Blocks, made: Array, kept: Array, moved: Array) -> tuple[Array, Array]:
+def spread(graph: Blocks, made: Array, kept: Array, moved: Array | None = None) -> tuple[Array, Array]:
     """The state at the start of each block: what holds on some path, and what holds on every path.
 
-    `made` and `kept` (blocks x PLANES, uint64): a block ends with `made | (state & kept)`. `moved`: where it ends with a
-    branch, the low two bits of the flags (an LDS access, a vector memory access) move up by two: a branch has followed.
+    `made` and `kept` (blocks x columns, uint64): a block ends with `made | (state & kept)`. `moved`: in blocks that end with
+    a branch the two lowest bits (an LDS access, a vector memory access) move up by two: a branch has followed.
     """
     none = numpy.zeros_like(made)
+    if not made.any() or not len(graph.target):
+        return none, none
     some = _fixpoint(graph, made, kept, moved, none, numpy.bitwise_or)
-    # Where nothing holds on some path nothing holds on every path: that is most code.
-    if not some.any():
-        return some, none
-    every = _fixpoint(graph, made, kept, moved, some, numpy.bitwise_and)
-    return some, every
+    # What holds on every path holds on some path: begin with that and take away.
+    return some, _fixpoint(graph, made, kept, moved, some, numpy.bitwise_and)
 
 
-def _fixpoint(graph: Blocks, made: Array, kept: Array, moved: Array, begin: Array, join: Any) -> Array:
-    if not len(graph.target):
-        return numpy.zeros_like(made)
+def _fixpoint(graph: Blocks, made: Array, kept: Array, moved: Array | None, begin: Array, join: Any) -> Array:
+    def leaving(block: Array) -> Array:
+        state_here = state[block] & kept[block]
+        if moved is not None:
+            up = ((state_here & _LOW) << _TWO) | (state_here & ~_LOW)
+            state_here = numpy.where(moved[block][:, None], up, state_here)
+        return state_here | made[block]
+
     state = begin.copy()
     state[graph.entry] = 0
-    heads = numpy.flatnonzero(numpy.append(True, graph.target[1:] != graph.target[:-1]))
-    into = graph.target[heads]
-    enters = graph.entry[into]
+    heads, into = _groups(graph.target)
+    first = join.reduceat(leaving(graph.source), heads, axis=0)
+    if join is numpy.bitwise_and:
+        first[graph.entry[into]] = 0  # a function may also be entered from outside, with nothing
+    state[into] = first
+    # From here on only blocks that let something through can bring news.
+    through = numpy.flatnonzero((kept[graph.source] != 0).any(axis=1))
+    if not len(through):
+        return state
+    source = graph.source[through]
+    heads, into = _groups(graph.target[through])
     while True:
-        out = state & kept
-        flags = out[:, -1]
-        out[:, -1] = numpy.where(moved, (flags & ~numpy.uint64(3)) | ((flags & numpy.uint64(3)) << numpy.uint64(2)), flags)
-        out |= made
-        joined = join.reduceat(out[graph.source], heads, axis=0)
-        if join is numpy.bitwise_and:
-            joined[enters] = 0  # a function may also be entered from outside, with nothing
-        if numpy.array_equal(joined, state[into]):
+        news = join(state[into], join.reduceat(leaving(source), heads, axis=0))
+        if numpy.array_equal(news, state[into]):
             return state
-        state[into] = joined
+        state[into] = news
+
+
+def _groups(target: Array) -> tuple[Array, Array]:
+    """Where each run of equal targets begins, and the target."""
+    heads = numpy.flatnonzero(numpy.append(True, target[1:] != target[:-1]))
+    return heads, target[heads]

@@ -16,7 +16,7 @@ import numpy
 from rocm_patch.isa import facts, table
 from rocm_patch.isa.decode import Instructions
 from rocm_patch.isa.facts import EXEC, Is, Masks
-from rocm_patch.isa.flow import PLANES, Blocks, spread
+from rocm_patch.isa.flow import Blocks, spread
 from rocm_patch.isa.table import ENCODINGS
 
 __all__ = ["CHECKS", "Code", "Hits", "Rule"]
@@ -184,15 +184,15 @@ def lds_branch_vmem(code: Code) -> Hits:
     tails = numpy.append(heads[1:], len(events)) - 1
     having, first, last = block[heads], events[heads], events[tails]
     moved = code.any(Is.BRANCH | Is.STOPS)[graph.end - 1]
-    made = numpy.zeros((len(graph.start), PLANES), _WORD)
-    kept = numpy.full((len(graph.start), PLANES), ~_WORD(0))
+    made = numpy.zeros((len(graph.start), 1), _WORD)
+    kept = numpy.full((len(graph.start), 1), ~_WORD(0))
     state = local[last] * _WORD(1) + vector[last] * _WORD(2)
-    made[having, -1] = numpy.where(moved[having], state << _WORD(2), state)
-    kept[having, -1] = 0
+    made[having, 0] = numpy.where(moved[having], state << _WORD(2), state)
+    kept[having] = 0
     some, every = spread(graph, made, kept, moved)
     opposite = local[first] * _WORD(8) + vector[first] * _WORD(4)
-    certain = every[having, -1] & opposite != 0
-    return Hits(first[certain], first[(some[having, -1] & opposite != 0) & ~certain])
+    certain = every[having, 0] & opposite != 0
+    return Hits(first[certain], first[(some[having, 0] & opposite != 0) & ~certain])
 
 
 def _registers(code: Code, makers: Array, mask: Callable[[Instructions, Array, int], Masks], writers: Array, ends: Array) -> Hits:
@@ -218,7 +218,6 @@ def _pattern(code: Code, where_made: Array, made: Array, where_hit: Array, wante
     if not len(where_made) or not len(where_hit):
         return Hits(_NONE)
     graph = code.graph
-    width = made.shape[1]
     leads = numpy.zeros(len(ends), bool)
     leads[graph.start] = True
     ended = numpy.cumsum(ends)
@@ -231,19 +230,18 @@ def _pattern(code: Code, where_made: Array, made: Array, where_hit: Array, wante
     near = (before >= 0) & (alive[before] == asked) & ~leads[where_hit]
     certain = near & ((gathered[before] & wanted) != 0).any(axis=1)
     # Across blocks: what the block's beginning may bring, where nothing in the block has ended it.
-    bringing = numpy.zeros((len(graph.start), PLANES), _WORD)
-    kept = numpy.zeros((len(graph.start), PLANES), _WORD)
+    bringing = numpy.zeros((len(graph.start), made.shape[1]), _WORD)
+    kept = numpy.zeros_like(bringing)
     final = numpy.searchsorted(where_made, graph.end) - 1
     lasting = (final >= 0) & (alive[final] == life[graph.end - 1])
-    bringing[lasting, :width] = gathered[final[lasting]]
+    bringing[lasting] = gathered[final[lasting]]
     quiet = ended[graph.end - 1] == ended[graph.start] - ends[graph.start]
-    kept[quiet, :width] = ~_WORD(0)
+    kept[quiet] = ~_WORD(0)
     block = graph.of[where_hit]
     open_ = ended[where_hit] - ends[where_hit] == ended[graph.start[block]] - ends[graph.start[block]]
-    still = numpy.zeros(len(graph.start), bool)
-    some, every = spread(graph, bringing, kept, still)
-    certain |= open_ & ((every[block, :width] & wanted) != 0).any(axis=1)
-    possible = ~certain & open_ & ((some[block, :width] & wanted) != 0).any(axis=1)
+    some, every = spread(graph, bringing, kept)
+    certain |= open_ & ((every[block] & wanted) != 0).any(axis=1)
+    possible = ~certain & open_ & ((some[block] & wanted) != 0).any(axis=1)
     return Hits(where_hit[certain], where_hit[possible])
 
 

@@ -20,7 +20,9 @@ __all__ = ["GOOD", "Disassembler", "Library", "find", "open_library"]
 VARIABLE: Final = "ROCM_PATCH_LLVM"
 TRIPLE: Final = b"amdgcn-amd-amdhsa"
 GOOD: Final = 23
-"""Older releases fail on encodings that newer ROCm compilers write (v_cmpx in the long form among them), and invent illegal instructions after them."""
+"""LLVM 16 to 22 take the destination of a long v_cmpx for 0 only, 23 for EXEC (126) only, which is what newer ROCm compilers write:
+an older one fails there, goes on in the middle of the instruction and invents others after it.
+"""
 
 _PLACES: Final = (
     "/opt/rocm*/lib/llvm/lib/libLLVM.so*",

@@ -49,7 +49,7 @@ class Opcodes:
 
     def name(self, opcode: int, letter: str) -> str:
         """The mnemonic on a chip; empty where it has none."""
-        return self.names[self.known[letter][opcode]]
+        return self.names[int(self.known[letter][opcode])]
 
     def where(self, wanted: Callable[[str], bool]) -> Array:
         """Which opcodes have, on any chip, a mnemonic that is wanted."""
