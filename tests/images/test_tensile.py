@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from images.build import elf_object
+from images.build import compressed_bundle, elf_object, plain_bundle
 from rocm_patch.images import tensile
 from rocm_patch.images.source import Bytes, Code, Source, Unread
 from rocm_patch.model import FormatError
@@ -79,6 +79,15 @@ def test_catalogues_and_foreign_files_are_not_code(path: str) -> None:
 def test_the_bytes_say_the_target_whatever_the_name_says() -> None:
     source = Bytes(elf_object("gfx1030", ["Cijk_a", "Cijk_b"]))
     assert list(tensile.read(source, "rocblas/library/TensileLibrary_gfx1010.co")) == [Code("tensile", "", "gfx1030", source)]
+
+
+@pytest.mark.parametrize("bundle", [plain_bundle, compressed_bundle])
+def test_bundles_are_opened(bundle: Callable[[dict[str, bytes]], bytes]) -> None:
+    code = elf_object("gfx1200", ["Cijk_a"])
+    items = tensile.read(Bytes(bundle({"gfx1200": code})), "hipblaslt/library/TensileLibrary_HH_gfx1200.co")
+    # What comes out of a bundle can be read until the next is asked for.
+    found = [(item.store, item.target, item.data.read(0, item.data.size)) for item in items if isinstance(item, Code)]
+    assert found == [("tensile", "gfx1200", code)]
 
 
 def test_an_empty_file_is_told() -> None:

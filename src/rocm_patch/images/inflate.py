@@ -24,7 +24,7 @@ else:
 LIMIT: Final = 1 << 30
 """Bytes that one compressed piece may become."""
 RATIO: Final = 200
-"""Times its own size that it may become. Measured on ROCm's libraries: 4 to 15."""
+"""Times its own size that a whole piece may become. Of 717 compressed files of hipBLASLt 7.1.1 half stay below 11, one reaches 67."""
 FLOOR: Final = 1 << 20
 """Bytes that it may become in any case: a short run of zeros compresses a thousandfold."""
 _XZ_MEMORY: Final = 100 << 20
@@ -88,25 +88,29 @@ class Inflated:
     @cached_property
     def data(self) -> bytes:
         """All of it, decompressed."""
-        limit = allowed(self.packed.size)
-        if self.expected is not None and self.expected > limit:
-            raise FormatError(f"{self.packed.size} bytes that claim to become {self.expected}")
         if self.packed.size > LIMIT:
             raise FormatError(f"{self.packed.size} compressed bytes in one piece")
-        data = self.scheme(self.packed.read(0, self.packed.size), limit if self.expected is None else self.expected)
+        data = self.scheme(self.packed.read(0, self.packed.size), self._most)
         if self.expected is not None and len(data) != self.expected:
             raise FormatError(f"{len(data)} bytes where {self.expected} are promised")
         return data
 
     @property
+    def _most(self) -> int:
+        limit = allowed(self.packed.size)
+        if self.expected is not None and self.expected > limit:
+            raise FormatError(f"{self.packed.size} bytes that claim to become {self.expected}")
+        return limit if self.expected is None else self.expected
+
+    @property
     def size(self) -> int:
-        """Bytes in all, decompressed."""
-        return len(self.data)
+        """Bytes in all, decompressed: a promise that can be true where there is one, so that asking opens nothing; reading checks it."""
+        return len(self.data) if self.expected is None else self._most
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes; FormatError if there are fewer."""
-        if offset < 0 or count < 0 or offset + count > self.size:
-            raise FormatError(f"{count} bytes at {offset} lie outside of {self.size}")
+        if offset < 0 or count < 0 or offset + count > len(self.data):
+            raise FormatError(f"{count} bytes at {offset} lie outside of {len(self.data)}")
         return self.data[offset : offset + count]
 
     def find(self, pattern: bytes, start: int, end: int) -> int:

@@ -11,6 +11,8 @@ from rocm_patch.model import FormatError
 
 UNREAD_LIMIT: Final = 64
 """Things of one file told as unread one by one; the rest is counted."""
+GIVE_UP: Final = 4096
+"""Things of one file that could not be read, after which the rest is not tried."""
 
 
 def is_code(head: bytes) -> bool:
@@ -23,7 +25,10 @@ def is_code(head: bytes) -> bool:
 def device_code(store: str, inside: str, source: Source) -> Iterator[Item]:
     """The device code in a source that is an ELF code object or an offload bundle."""
     try:
-        yield Code(store, inside, code_object.target(source), source)
+        if source.read(0, min(source.size, len(fatbin.BUNDLE))).startswith((fatbin.BUNDLE, fatbin.COMPRESSED)):
+            yield from fatbin.bundles(source, inside, store)
+        else:
+            yield Code(store, inside, code_object.target(source), source)
     except FormatError as error:
         yield Unread(store, inside, error.what)
 
@@ -35,5 +40,8 @@ def few(store: str, items: Iterable[Item]) -> Iterator[Item]:
         unread += isinstance(item, Unread)
         if isinstance(item, Code) or unread <= UNREAD_LIMIT:
             yield item
+        if unread >= GIVE_UP:
+            yield Unread(store, "", f"{unread - UNREAD_LIMIT} more could not be read: given up")
+            return
     if unread > UNREAD_LIMIT:
         yield Unread(store, "", f"{unread - UNREAD_LIMIT} more could not be read")
