@@ -7,6 +7,7 @@ for the chip that has the bug, would have put something in between.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,6 +26,11 @@ Array = Any
 _NONE: Final = numpy.zeros(0, numpy.int64)
 _EXEC_BITS: Final = numpy.uint64(3 << (EXEC - 64))
 _WORD: Final = numpy.uint64
+_WIDE: Final = {
+    ("ds_read_b64", "ds_write_b64", "ds_read2_b64", "ds_write2_b64", "flat_load_dwordx2", "flat_store_dwordx2"): 8,
+    ("ds_read_b96", "ds_write_b96", "ds_read_b128", "ds_write_b128"): 16,
+    ("flat_load_dwordx3", "flat_store_dwordx3", "flat_load_dwordx4", "flat_store_dwordx4"): 16,
+}
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,16 @@ def nsa(code: Code) -> Hits:
 
 
 def lds_misaligned(code: Code) -> Hits:
-    """Several words from LDS at an offset that is not a multiple of their size: whether the address is depends on the base."""
-    size = _lds_sizes()[code.instructions.opcode]
-    offset = (code.instructions.first & 0xFFFF).astype(numpy.int64)
-    return Hits(_NONE, numpy.flatnonzero((size > 0) & (offset & (size - 1) != 0)))
+    """Several words at once from LDS (or FLAT, which may be LDS): whether the address is aligned, the bytes do not say.
+
+    Code made for a chip with the bug was compiled with care: there only an offset that the size does not divide is worth telling.
+    """
+    size = _wide_sizes()[code.instructions.opcode]
+    wide = size > 0
+    if code.made_for != "d":
+        offset = (code.instructions.first & 0xFFFF).astype(numpy.int64)
+        wide &= code.any(Is.DS) & (offset & (size - 1) != 0)
+    return Hits(_NONE, numpy.flatnonzero(wide))
 
 
 def smem_to_vector_write(code: Code) -> Hits:
@@ -259,12 +271,13 @@ def _running_or(values: Array, group: Array) -> Array:
     return result
 
 
-def _lds_sizes() -> Array:
+@functools.lru_cache(maxsize=1)
+def _wide_sizes() -> Array:
+    """Bytes that the address of an LDS or FLAT access of several words has to be a multiple of; 0 for every other opcode."""
     opcodes = table.load()
-    local = opcodes.encoded("DS")
-    size = numpy.zeros(len(local), numpy.int64)
-    for ending, count in (("_b64", 8), ("_b96", 16), ("_b128", 16)):
-        size[local & opcodes.where(lambda name, ending=ending: name in (f"ds_read{ending}", f"ds_write{ending}"))] = count  # type: ignore[misc]
+    size = numpy.zeros(len(opcodes.known["a"]), numpy.int64)
+    for names, count in _WIDE.items():
+        size[opcodes.where(lambda name, names=names: name in names)] = count  # type: ignore[misc]
     return size
 
 
