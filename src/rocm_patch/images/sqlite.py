@@ -3,7 +3,8 @@
 Why not SQLite itself: it wants a file by name, and ours lie in wheels too; a copy of MIOpen's 340 MB kernel database is
 more than a scan may take; and a hostile schema is a program that it runs. Here nothing runs, nothing is written beside
 the file, each page is visited once, and values too long for their page are read when somebody asks for them. A
-write-ahead log beside the file is not looked at: rows that only it holds are missed.
+write-ahead log beside the file is not looked at: MIOpen writes one for a user's database, and where its process was killed
+the newest kernels are only there.
 """
 
 from __future__ import annotations
