@@ -26,11 +26,16 @@ Array = Any
 _NONE: Final = numpy.zeros(0, numpy.int64)
 _EXEC_BITS: Final = numpy.uint64(3 << (EXEC - 64))
 _WORD: Final = numpy.uint64
-_WIDE: Final = {
-    ("ds_read_b64", "ds_write_b64", "ds_read2_b64", "ds_write2_b64", "flat_load_dwordx2", "flat_store_dwordx2"): 8,
-    ("ds_read_b96", "ds_write_b96", "ds_read_b128", "ds_write_b128"): 16,
-    ("flat_load_dwordx3", "flat_store_dwordx3", "flat_load_dwordx4", "flat_store_dwordx4"): 16,
-}
+_WIDE: Final = frozenset(
+    f"{begin}{end}"
+    for begins, ends in (
+        (("ds_read_", "ds_write_"), ("b64", "b96", "b128")),
+        (("ds_read2_", "ds_write2_"), ("b64",)),
+        (("flat_load_", "flat_store_"), ("dwordx2", "dwordx3", "dwordx4")),
+    )
+    for begin in begins
+    for end in ends
+)
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,12 @@ def nsa(code: Code) -> Hits:
 def lds_misaligned(code: Code) -> Hits:
     """Several words at once from LDS (or FLAT, which may be LDS): whether the address is aligned, the bytes do not say.
 
-    Code made for a chip with the bug was compiled with care: there only an offset that the size does not divide is worth telling.
+    Nothing is said of code for a chip that has the bug itself: its compiler knew, and an offset alone tells nothing. A test
+    of offsets found 16,500 places in natively compiled rocBLAS and rocSPARSE.
     """
-    size = _wide_sizes()[code.instructions.opcode]
-    wide = size > 0
     if code.made_for != "d":
-        offset = (code.instructions.first & 0xFFFF).astype(numpy.int64)
-        wide &= code.any(Is.DS) & (offset & (size - 1) != 0)
-    return Hits(_NONE, numpy.flatnonzero(wide))
+        return Hits(_NONE)
+    return Hits(_NONE, numpy.flatnonzero(_wide()[code.instructions.opcode]))
 
 
 def smem_to_vector_write(code: Code) -> Hits:
@@ -272,13 +275,9 @@ def _running_or(values: Array, group: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=1)
-def _wide_sizes() -> Array:
-    """Bytes that the address of an LDS or FLAT access of several words has to be a multiple of; 0 for every other opcode."""
-    opcodes = table.load()
-    size = numpy.zeros(len(opcodes.known["a"]), numpy.int64)
-    for names, count in _WIDE.items():
-        size[opcodes.where(lambda name, names=names: name in names)] = count  # type: ignore[misc]
-    return size
+def _wide() -> Array:
+    """LDS and FLAT accesses of several words."""
+    return table.load().where(_WIDE.__contains__)
 
 
 CHECKS: Final[dict[str, Callable[[Code], Hits]]] = {

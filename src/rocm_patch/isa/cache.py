@@ -1,0 +1,116 @@
+"""Judgements kept by the content they are about: a second scan, or one that was broken off, does not judge the same code again.
+
+One SQLite file in the user's cache folder. The key has the code's SHA-256, the chip, and the version of the rules, so that
+nothing stale is ever found. A cache that cannot be read or written is an empty cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, Final
+
+from rocm_patch.isa import Count, Judgement
+
+__all__ = ["Cache", "folder", "from_json", "key", "to_json"]
+
+SCHEMA: Final = 1
+_PARTS: Final = ("opcodes.tsv", "rules.toml", "decode.py", "facts.py", "flow.py", "hazards.py", "stretch.py", "table.py", "__init__.py")
+_TOO_MUCH: Final = 64 << 20
+"""Bytes of one judgement, unpacked."""
+
+
+def folder(environment: Mapping[str, str]) -> str:
+    """Where caches lie for a user: $XDG_CACHE_HOME/rocm-patch; empty where there is no home."""
+    base = environment.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        home = environment.get("HOME", "")
+        base = os.path.join(home, ".cache") if os.path.isabs(home) else ""
+    return os.path.join(base, "rocm-patch") if base else ""
+
+
+@functools.lru_cache(maxsize=1)
+def version() -> str:
+    """A digest of everything that a judgement depends on beside the code."""
+    digest = hashlib.sha256(str(SCHEMA).encode())
+    for name in _PARTS:
+        digest.update(resources.files(__package__).joinpath(name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def key(content: str, chip: str) -> str:
+    """The key of code with the SHA-256 `content` on a chip."""
+    return f"{content} {chip} {version()}"
+
+
+def to_json(found: Judgement) -> dict[str, Any]:
+    """A judgement as plain values."""
+    return {
+        "instructions": found.instructions,
+        "undecoded": found.undecoded,
+        "functions": found.functions,
+        "rules": {rule: [count.certain, count.possible] for rule, count in found.rules.items()},
+        "kernels": {name: {rule: [count.certain, count.possible] for rule, count in counts.items()} for name, counts in found.kernels.items()},
+    }
+
+
+def from_json(values: Mapping[str, Any]) -> Judgement:
+    """And back. Raises KeyError, TypeError or ValueError for anything else."""
+    return Judgement(
+        int(values["instructions"]),
+        int(values["undecoded"]),
+        {str(rule): Count(*map(int, pair)) for rule, pair in values["rules"].items()},
+        {str(name): {str(rule): Count(*map(int, pair)) for rule, pair in counts.items()} for name, counts in values["kernels"].items()},
+        int(values["functions"]),
+    )
+
+
+class Cache:
+    """The file, opened for as long as a scan lasts. `write` False: only asked, never made or changed."""
+
+    def __init__(self, place: str, write: bool) -> None:
+        self._connection: sqlite3.Connection | None = None
+        path = os.path.join(place, "judgements.sqlite")
+        if not place or (not write and not os.path.exists(path)):
+            return
+        try:
+            if write:
+                os.makedirs(place, mode=0o700, exist_ok=True)
+                self._connection = sqlite3.connect(path, timeout=5, isolation_level=None)
+                self._connection.execute("create table if not exists judgement (key text primary key, value blob) without rowid")
+            else:
+                self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
+        except (OSError, sqlite3.Error):
+            self._connection = None
+
+    def get(self, wanted: str) -> Judgement | None:
+        """What is known of that key."""
+        if self._connection is None:
+            return None
+        try:
+            row = self._connection.execute("select value from judgement where key = ?", (wanted,)).fetchone()
+            if row is None:
+                return None
+            unpacked = zlib.decompressobj().decompress(row[0], _TOO_MUCH)
+            return from_json(json.loads(unpacked))
+        except (sqlite3.Error, zlib.error, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def put(self, wanted: str, found: Judgement) -> None:
+        """Keep one. A full disk or a locked file is no reason to stop."""
+        if self._connection is not None:
+            packed = zlib.compress(json.dumps(to_json(found)).encode(), 1)
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("insert or replace into judgement values (?, ?)", (wanted, packed))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._connection is not None:
+            self._connection.close()
