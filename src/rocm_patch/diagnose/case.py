@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rocm_patch.images import READ_STORES
+from rocm_patch.images.coverage import base, forced, loadable
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.knowledge.conditions import Context, in_range, in_scope, parse_version, recommended
 from rocm_patch.model import Advice, Finding, Gpu, Image, Images, Known, Machine, Setting, Severity, TorchInstall, Trials, Unknown
@@ -96,17 +97,28 @@ class Case:
     def coverage(self, torch: TorchInstall) -> Coverage:
         """What a torch contains, by the best answer there is."""
         images = [image for image in self.images.files if image.path == torch.site or image.path.startswith(torch.site + "/")]
-        read = [image for image in images if image.store in READ_STORES and image.targets]
+        # Torch's own code; what its libraries hold is asked below.
+        read = [image for image in images if image.store in READ_STORES and image.targets and _own(image, torch)]
+        blas = [image for image in images if image.store == "tensile" and "/rocblas/" in image.path and image.targets]
         named = [image for image in images if image.store == "package name"]
         tagged = [image for image in images if image.store == "version tag"]
         if read and not any(image.unread for image in read):
-            return Coverage(_targets(read + named), 0.97, "read in " + ", ".join(sorted({image.path.rpartition("/")[2] for image in read})))
+            targets = self._chips(read + named)
+            how = "read in " + ", ".join(sorted({image.path.rpartition("/")[2] for image in read}))
+            # A chip needs both: torch's own kernels, and those of the matrix library that it calls.
+            return Coverage(targets & self._chips(blas), 0.97, f"{how} and rocBLAS") if blas else Coverage(targets, 0.97, how)
         if named:
-            return Coverage(_targets(named), 0.9, "its device packages say so")
+            return Coverage(self._chips(named), 0.9, "its device packages say so")
         if tagged:
             row = next(row for row in self.knowledge.contents if row.id == tagged[0].inside)
-            return Coverage(_targets(tagged), row.certainty, f"wheels tagged +rocm{_value(torch.toolkit)} are built so")
+            return Coverage(self._chips(tagged), row.certainty, f"wheels tagged +rocm{_value(torch.toolkit)} are built so")
         return Coverage(None, 0.0, "it names no targets and its libraries could not be read")
+
+    def _chips(self, images: Iterable[Image]) -> frozenset[str]:
+        """Chips that can load the code, whatever its features are; a generic target stays and brings those that it covers."""
+        targets = {target for image in images for target in image.targets}
+        covered = {row.gfx for row in self.knowledge.gpus.values() if any(loadable(target, row.gfx, row.generic) for target in targets)}
+        return frozenset(covered | {base(target) for target in targets if ":xnack+" not in target})
 
     def override(self, reaches: Iterable[str] = ("login", "session", "process")) -> Override | None:
         """The forced target in force for programs of this user, if there is one."""
@@ -183,12 +195,7 @@ def override_of(places: tuple[Setting, ...]) -> Override | None:
     if not places:
         return None
     value = places[-1].value or ""
-    match = re.fullmatch(r"(\d{1,2})\.(\d{1,2})\.(\d{1,2})", value.strip())
-    target = None
-    if match:
-        major, minor, stepping = (int(part) for part in match.groups())
-        target = f"gfx{major}{minor:x}{stepping:x}"
-    return Override(value, target, tuple(place for place in places if place.value == value))
+    return Override(value, forced(value), tuple(place for place in places if place.value == value))
 
 
 def own_version(gfx: str) -> str:
@@ -219,8 +226,8 @@ def older(version: str | None, than: str) -> bool:
     return parse_version(version) is not None and in_range(f"<{than}", version)
 
 
-def _targets(images: Iterable[Image]) -> frozenset[str]:
-    return frozenset(target for image in images for target in image.targets)
+def _own(image: Image, torch: TorchInstall) -> bool:
+    return image.path.removeprefix(torch.site).startswith(("/torch/lib/libtorch_hip.so", "/torch/.kpack/"))
 
 
 def _value(fact: object) -> object:

@@ -1,7 +1,7 @@
 """Machine -> Images: which GPU code the installed torches contain.
 
-Bytes speak first (offload bundles in torch's libraries, targets in the names of rocBLAS files), then the names of the
-distributions beside torch, then what wheels of that origin are known to contain. Each answer says by its `store` how
+Bytes speak first (offload bundles, split archives and matrix kernels of torch and of the ROCm libraries beside it), then
+the names of the distributions, then what wheels of that origin are known to contain. Each answer says by its `store` how
 it was won.
 """
 
@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator
+from dataclasses import replace
 
-from rocm_patch.images import fatbin
+from rocm_patch.images import pool, walk
+from rocm_patch.images.source import STORES
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.knowledge.conditions import in_range
-from rocm_patch.model import FormatError, Image, Images, Known, Machine, TargetCode, TorchInstall
+from rocm_patch.model import Image, Images, Known, Machine, TargetCode, TorchInstall
 from rocm_patch.root import Root
 
-__all__ = ["READ_STORES", "scan"]
+__all__ = ["READ_STORES", "places", "scan"]
 
-READ_STORES = ("fatbin", "compressed fatbin", "kpack", "tensile", "object")
+READ_STORES = STORES
 _DEVICE_PACKAGE = re.compile(r"(amd-torch-device|rocm-sdk-device)-(gfx[0-9a-f]+)")
 _FAMILY_PACKAGE = re.compile(r"rocm-sdk-libraries-(gfx\d+)x-(dgpu|all)", re.IGNORECASE)
-_LIBRARIES = ("libtorch_hip.so",)
+_MUST = "torch/lib/libtorch_hip.so"
+_PLACES = ("torch/lib", "torch/.kpack")
+"""Below site-packages: torch's own code, and the ROCm libraries that older wheels bring along."""
+_SDK = "_rocm_sdk_"
+"""Folders of the packages that newer wheels share."""
 
 
 def scan(root: Root, machine: Machine, knowledge: Knowledge) -> Images:
-    """Look into every ROCm torch of a machine. Only torch's own library and file names are read here."""
+    """Look into every ROCm torch of a machine. Kernels are not counted: that is for `scan PATH`."""
     files: list[Image] = []
     for torch in machine.torches:
         if isinstance(torch.build, Known) and torch.build.value == "rocm":
@@ -36,30 +41,25 @@ def scan(root: Root, machine: Machine, knowledge: Knowledge) -> Images:
     return Images(tuple(files))
 
 
-def _libraries(root: Root, torch: TorchInstall) -> Iterator[Image]:
-    folder = f"{torch.site}/torch/lib"
-    for name in _LIBRARIES:
-        if root.exists(f"{folder}/{name}"):
-            yield _library(root, f"{folder}/{name}")
+def places(root: Root, torch: TorchInstall) -> list[str]:
+    """The folders of a torch that hold device code, as paths of that machine."""
+    sdks = [f"{torch.site}/{name}" for name in root.list(torch.site) if name.startswith(_SDK)]
+    return [place for place in (*(f"{torch.site}/{name}" for name in _PLACES), *sdks) if root.is_folder(place)]
 
 
-def _library(root: Root, path: str) -> Image:
-    try:
-        descriptor = os.open(root.host(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                return Image(path, "", "fatbin", {}, ("not a regular file",))
-            place = fatbin.section(stream)
-            if place is None:
-                return Image(path, "", "fatbin", {}, ())
-            found, compressed = fatbin.targets(stream, *place)
-    except OSError as error:
-        return Image(path, "", "fatbin", {}, (error.strerror or str(error),))
-    except FormatError as error:
-        return Image(path, "", "fatbin", {}, (error.what,))
-    unread = (f"{compressed} compressed bundles, not opened",) if compressed else ()
-    targets = {name: TargetCode(-1, size) for name, size in sorted(found.items())}
-    return Image(path, fatbin.SECTION, "fatbin", targets, unread)
+def _libraries(root: Root, torch: TorchInstall) -> list[Image]:
+    found: list[Image] = []
+    tasks: list[walk.Candidate] = []
+    for place in places(root, torch):
+        tasks.extend(walk.candidates([root.host(place)]))
+    must = f"{torch.site}/{_MUST}"
+    if root.exists(must) and not any(os.path.samefile(task.path, root.host(must)) for task in tasks if task.path.endswith(_MUST)):
+        found.append(Image(must, "", "fatbin", {}, ("not a whole ELF file",)))
+    site = root.host(torch.site)
+    done = {image.path: result.images for result in pool.scan(tasks, count=False) for image in result.images}
+    for task in tasks:
+        found.extend(replace(image, path=torch.site + task.path.removeprefix(site)) for image in done.get(task.path, ()))
+    return found
 
 
 def _names(torch: TorchInstall, knowledge: Knowledge) -> Iterator[Image]:
