@@ -95,7 +95,7 @@ def decode(words: Array, starts: Array, ends: Array) -> Instructions:
     image = numpy.flatnonzero(encoding == _INDEX["MIMG"])
     opcode[image] |= (first[image] & 1) << 7
     number = encoding.astype(numpy.uint32) * SPAN + opcode
-    number[encoding == NONE] = 0
+    number[encoding == NONE] = SPAN * len(ENCODINGS) - 1  # an opcode that no chip has
     return Instructions(at, encoding, number.astype(numpy.int32), first, second, length[at])
 
 
