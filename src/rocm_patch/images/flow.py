@@ -81,7 +81,8 @@ class Flow:
 
     def _count(self, piece: bytes) -> None:
         self._grown += len(piece)
-        if self._grown > inflate.allowed(self._next - self._start):
+        # Of all that is there, not of what went in: the beginning of a bundle may be the densest part.
+        if self._grown > inflate.allowed(self._source.size - self._start):
             raise FormatError(f"the compressed data grows beyond {inflate.RATIO} times its size, or 1 GiB")
 
     def _more(self) -> bytes:

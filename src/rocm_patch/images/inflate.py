@@ -24,7 +24,7 @@ else:
 LIMIT: Final = 1 << 30
 """Bytes that one compressed piece may become."""
 RATIO: Final = 200
-"""Times its own size that a whole piece may become. Of 717 compressed files of hipBLASLt 7.1.1 half stay below 11, one reaches 67."""
+"""Times its own size that it may become. Measured on ROCm's libraries: 4 to 15 mostly, 67 in hipBLASLt's and 103 in XLA's densest."""
 FLOOR: Final = 1 << 20
 """Bytes that it may become in any case: a short run of zeros compresses a thousandfold."""
 _XZ_MEMORY: Final = 100 << 20

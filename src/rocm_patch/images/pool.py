@@ -1,7 +1,7 @@
-"""Files of unknown origin, read by a few long-lived children with limits. A file that kills its reader is told, and a new one starts.
+"""Work on files of unknown origin, done by a few long-lived children with limits. What kills a child is told, and a new one starts.
 
 Each child is a session of its own, with a clean environment and none of our descriptors. Starting one takes 0.1 s, so
-they are kept for as long as there are files.
+they are kept for as long as there is work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,10 +24,35 @@ from rocm_patch.model import Image
 from rocm_patch.run import CLEAN
 
 PATIENCE: Final = 10.0
-"""Times its computing time that a reader may take before it counts as hanging, on a disk that answers no more."""
+"""Times its computing time that a task may take before it counts as hanging, on a disk that answers no more."""
 LINE_LIMIT: Final = 4 << 20
-_START: Final = "import sys; sys.path.insert(0, sys.argv[1]); from rocm_patch.images.worker import main; main()"
+_START: Final = "import sys, importlib; sys.path.insert(0, sys.argv[1]); importlib.import_module(sys.argv[2]).main()"
 _HOME: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_READER: Final = "rocm_patch.images.worker"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a child is told, plain values for JSON, and the computing time in seconds that it may take."""
+
+    values: Mapping[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Said:
+    """A piece of the answer to the task of that number."""
+
+    number: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The task of that number is over; `why` is empty if it ended well."""
+
+    number: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -47,116 +72,125 @@ def scan(tasks: Sequence[Candidate], *, count: bool = True, workers: int = 0) ->
     for task in tasks:
         if task.why:
             yield Done(task.path, task.size, (Image(task.path, "", "object", {}, (task.why,)),))
-    # The largest first, at the end of the list: the last to end decides how long it takes.
-    waiting = sorted((task for task in tasks if not task.why), key=lambda task: task.size)
-    readers = [_Reader() for _ in range(min(workers or len(os.sched_getaffinity(0)), len(waiting)))]
+    # The largest first: the last to end decides how long it takes.
+    files = sorted((task for task in tasks if not task.why), key=lambda task: -task.size)
+    rows = [Rows(task.path) for task in files]
+    for event in run([Task({"path": task.path, "count": count}, seconds(task.size)) for task in files], _READER, workers):
+        row, file = rows[event.number], files[event.number]
+        if isinstance(event, Said):
+            for values in event.values["rows"]:
+                if len(values) == 3:
+                    row.unread(*values)
+                else:
+                    row.code(*values)
+            continue
+        if event.why:
+            row.unread("", "object", event.why)
+        yield Done(file.path, file.size, row.images())
+
+
+def run(tasks: Sequence[Task], module: str, workers: int = 0) -> Iterator[Said | Ended]:
+    """Do tasks, begun in the given order, by children that run `main` of a module (see `worker.serve`)."""
+    waiting = list(range(len(tasks)))[::-1]
+    children = [_Child(module) for _ in range(min(workers or len(os.sched_getaffinity(0)), len(tasks)))]
     try:
-        while waiting or any(reader.task for reader in readers):
-            for reader in readers:
-                if waiting and not reader.task:
-                    reader.give(waiting.pop(), count)
-            _wait(readers)
-            for reader in readers:
-                if done := reader.hear():
-                    yield done
+        while waiting or any(child.busy for child in children):
+            for child in children:
+                if waiting and not child.busy:
+                    number = waiting.pop()
+                    child.give(number, tasks[number])
+            _wait(children)
+            for child in children:
+                yield from child.hear()
     finally:
-        for reader in readers:
-            reader.stop()
+        for child in children:
+            child.stop()
 
 
-def _wait(readers: Sequence[_Reader]) -> None:
+def _wait(children: Sequence[_Child]) -> None:
     with selectors.DefaultSelector() as selector:
-        for reader in readers:
-            if reader.task:
-                selector.register(reader.descriptor, selectors.EVENT_READ)
+        for child in children:
+            if child.busy:
+                selector.register(child.descriptor, selectors.EVENT_READ)
         selector.select(0.5)
 
 
-class _Reader:
-    """One child and the file that it is at."""
+class _Child:
+    """One process and the task that it is at."""
 
-    def __init__(self) -> None:
-        self.task: Candidate | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+    def __init__(self, module: str) -> None:
+        self.busy = False
+        self._module = module
+        self._number = -1
+        self._process: subprocess.Popen[bytes] | None = None
         self._buffer = bytearray()
-        self._rows = Rows("")
         self._budget = self._deadline = 0.0
 
     @property
     def descriptor(self) -> int:
         """Where its answers come from."""
-        assert self._child is not None and self._child.stdout is not None  # noqa: S101, PT018
-        return self._child.stdout.fileno()
+        assert self._process is not None and self._process.stdout is not None  # noqa: S101, PT018
+        return self._process.stdout.fileno()
 
-    def give(self, task: Candidate, count: bool) -> None:
-        """A file to read."""
-        child = self._child = self._child or _started()
-        self.task, self._rows = task, Rows(task.path)
-        self._budget = seconds(task.size)
-        self._deadline = time.monotonic() + PATIENCE * self._budget
-        assert child.stdin is not None  # noqa: S101
+    def give(self, number: int, task: Task) -> None:
+        """Something to do."""
+        process = self._process = self._process or _started(self._module)
+        self.busy, self._number, self._budget = True, number, task.seconds
+        self._deadline = time.monotonic() + PATIENCE * task.seconds
+        assert process.stdin is not None  # noqa: S101
         # If it has died meanwhile, its end is heard.
         with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(json.dumps({"path": task.path, "count": count, "seconds": self._budget}).encode() + b"\n")
-            child.stdin.flush()
+            process.stdin.write(json.dumps({**task.values, "seconds": task.seconds}).encode() + b"\n")
+            process.stdin.flush()
 
-    def hear(self) -> Done | None:
-        """Take what has come; the file's result once it has ended, well or badly."""
-        task = self.task
-        if task is None:
-            return None
-        why = None
+    def hear(self) -> Iterator[Said | Ended]:
+        """Take what has come; the last is an Ended once it is over, well or badly."""
+        if not self.busy:
+            return
+        why = ""
         try:
             piece = os.read(self.descriptor, 1 << 20)
             self._buffer += piece
             *lines, rest = self._buffer.split(b"\n")
             self._buffer = bytearray(rest)
             for line in lines:
-                if self._take(json.loads(line)):
-                    why = ""
-            if why is None and not piece:
+                said = json.loads(line)
+                if "end" in said:
+                    self.busy = False
+                    yield Ended(self._number, str(said["end"]))
+                    return
+                yield Said(self._number, said)
+            if not piece:
                 why = self._death()
-            elif why is None and len(rest) > LINE_LIMIT:
+            elif len(rest) > LINE_LIMIT:
                 why = "its reader says too much"
         except BlockingIOError:
             if time.monotonic() > self._deadline:
                 why = f"no answer within {PATIENCE * self._budget:.0f} s"
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
             why = f"its reader talks nonsense: {error}"
-        if why is None:
-            return None
         if why:
-            self._rows.unread("", "object", why)
             self.stop()
-        self.task = None
-        return Done(task.path, task.size, self._rows.images())
+            yield Ended(self._number, why)
 
     def stop(self) -> None:
-        """End the child and whatever it started."""
-        child, self._child = self._child, None
+        """End the process and whatever it started."""
+        process, self._process, self.busy = self._process, None, False
         self._buffer.clear()
-        if child is None:
+        if process is None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
-    def _take(self, message: dict[str, Any]) -> bool:
-        for row in message["rows"]:
-            if len(row) == 3:
-                self._rows.unread(*row)
-            else:
-                self._rows.code(*row)
-        return bool(message.get("end"))
-
     def _death(self) -> str:
-        child = self._child
-        assert child is not None  # noqa: S101
-        code = child.wait()
+        process = self._process
+        assert process is not None  # noqa: S101
+        code = process.wait()
         if code == -signal.SIGPROF:
             return f"more than {self._budget:.1f} s of computing; the rest was not read"
         with contextlib.suppress(ValueError):
@@ -164,13 +198,13 @@ class _Reader:
         return f"its reader ended with {code}"
 
 
-def _started() -> subprocess.Popen[bytes]:
+def _started(module: str) -> subprocess.Popen[bytes]:
     # Threads of a linear algebra library that nobody calls would take memory that is limited.
     environment = {**CLEAN, "OPENBLAS_NUM_THREADS": "1"}
     if folder := os.environ.get("TMPDIR"):
         environment["TMPDIR"] = folder
-    child = subprocess.Popen(
-        [sys.executable, "-I", "-c", _START, _HOME],
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-c", _START, _HOME, module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -178,6 +212,6 @@ def _started() -> subprocess.Popen[bytes]:
         cwd="/",
         start_new_session=True,
     )
-    assert child.stdout is not None  # noqa: S101
-    os.set_blocking(child.stdout.fileno(), False)
-    return child
+    assert process.stdout is not None  # noqa: S101
+    os.set_blocking(process.stdout.fileno(), False)
+    return process

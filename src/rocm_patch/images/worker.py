@@ -11,6 +11,7 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from rocm_patch.images import walk
@@ -22,11 +23,14 @@ SPILL: Final = 16 << 30
 SECONDS: Final = 1.7
 """Of computing for a file of up to 64 MiB; a larger one gets more in proportion."""
 SMALL: Final = 64 << 20
-RATE: Final = 12 << 20
-"""Bytes a second beyond that. Measured: 80 MB/s for dense compressed bundles, 2 GB/s for plain ones."""
+RATE: Final = 8 << 20
+"""Bytes a second beyond that. Measured: 57 MB/s for the densest compressed library, 2 GB/s for plain ones."""
 BATCH: Final = 256
 NAME_LIMIT: Final = 1024
 """Letters of a member's name."""
+
+Answer = Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
+"""From a task to what is said of it, piece by piece."""
 
 
 def seconds(size: int) -> float:
@@ -36,39 +40,48 @@ def seconds(size: int) -> float:
 
 def main() -> None:
     """Answer lines until there are no more."""
-    for kind, most in ((resource.RLIMIT_DATA, MEMORY), (resource.RLIMIT_FSIZE, SPILL), (resource.RLIMIT_CORE, 0)):
+    serve(sys.stdin, _answer)
+
+
+def serve(tasks: Iterable[str], answer: Answer, memory: int = MEMORY) -> None:
+    """Answer tasks, JSON lines with the computing time that each may take as `seconds`, within limits."""
+    for kind, most in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_FSIZE, SPILL), (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(kind)[1]
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard),) * 2)
+    # A nameless file that grows too large is an error of writing, not the end.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    for line in sys.stdin:
+    for line in tasks:
         task = json.loads(line)
         # Computing, not waiting, and to the millisecond: RLIMIT_CPU counts whole seconds since the child's start.
         signal.setitimer(signal.ITIMER_PROF, task["seconds"])
-        _answer(task)
+        why = ""
+        try:
+            for said in answer(task):
+                _send(said)
+        except MemoryError:
+            why = "it needs more memory than a reader may take"
+        except RecursionError:
+            why = "it is nested too deeply"
+        except Exception as error:
+            # Nothing but FormatError leaves a reader, and that is caught; if something does, one file is lost and it is known which.
+            why = f"a defect of rocm-patch: {type(error).__name__}: {error}"
+        _send({"end": why})
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _answer(task: dict[str, Any]) -> None:
+def _answer(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     held: list[list[Any]] = []
-    try:
-        for member, item in walk.items(task["path"]):
-            found, why = walk.tell(item, task["count"])
-            if found:
-                held.append([member[:NAME_LIMIT], *found])
-            if why:
-                held.append([member[:NAME_LIMIT], *why])
-            if len(held) >= BATCH:
-                _send({"rows": held})
-                held = []
-    except MemoryError:
-        held.append(["", "object", "it needs more memory than a reader may take"])
-    except RecursionError:
-        held.append(["", "object", "it is nested too deeply"])
-    except Exception as error:
-        # A reader lets nothing out but FormatError; if one does, one file is lost and its name is known.
-        held.append(["", "object", f"a defect of rocm-patch: {type(error).__name__}: {error}"])
-    _send({"rows": held, "end": True})
+    for member, item in walk.items(task["path"]):
+        found, why = walk.tell(item, task["count"])
+        if found:
+            held.append([member[:NAME_LIMIT], *found])
+        if why:
+            held.append([member[:NAME_LIMIT], *why])
+        if len(held) >= BATCH:
+            yield {"rows": held}
+            held = []
+    yield {"rows": held}
 
 
 def _send(message: dict[str, Any]) -> None:
