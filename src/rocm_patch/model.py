@@ -218,11 +218,18 @@ class TargetCode:
 
 @dataclass(frozen=True)
 class Safety:
-    """How code judged on another chip fares: sites by rule."""
+    """How code fares on a chip: places by rule (docs/override-safety.md).
+
+    `certain`: on every path the pattern is there; `possible`: on some path, or it depends on what the bytes do not say.
+    `code` is the target that the code was made for, `functions` how many were judged and `unsafe` those with a certain place.
+    """
 
     certain: int
     possible: int
     rules: Mapping[str, int]
+    code: str = ""
+    functions: int = 0
+    unsafe: int = 0
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def _answer(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     part, parts = task["part"], task["parts"]
     number = -1
     for member, item in walk.items(task["path"]):
-        if not isinstance(item, Code) or base(item.target) not in task["targets"]:
+        if not isinstance(item, Code) or base(item.target) not in task["members"].get(member[: worker.NAME_LIMIT], ()):
             continue
         number += 1
         if number % parts != part:
