@@ -118,9 +118,12 @@ def summed(rows: Sequence[Image], judged: Iterable[Judged], chip: Chip) -> tuple
     found: dict[tuple[str, str, str], list[Judged]] = {}
     for each in judged:
         found.setdefault((each.path, each.member, each.store), []).append(each)
+    wanted = {place: loaded(group, chip) for place, group in _grouped(rows).items()}
     made = []
     for row in rows:
         mine = found.pop((row.path, row.inside, row.store), [])
+        if not mine and any(coverage.base(target) in wanted[row.path, row.inside] for target in row.targets):
+            row = replace(row, unread=(*row.unread, "not judged: its code was not there any more"))
         made.append(_with_safety(row, mine, chip))
     for (path, member, store), rest in found.items():  # a child that died speaks for no row
         made.append(Image(path, member, store, {}, tuple(dict.fromkeys(f"not judged: {each.why}" for each in rest if each.why))))
