@@ -7,8 +7,9 @@ pattern and near misses of it, and the rest is ordinary code of the kind that li
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from kernel_text import ARGUMENTS, LEAN, Body, Program, arithmetic, module, plain_name
+from kernel_text import ARGUMENTS, LEAN, LEVELS, TEN, Body, Program, arithmetic, module, plain_name
 from programs_memory import FAMILIES as MEMORY
 from programs_special import FAMILIES as SPECIAL
 
@@ -299,4 +300,14 @@ def divergent_control() -> Iterator[Program]:
 
 
 CONTROL = (loops, nested_loops, lds_then_memory, lds_loops, compares, compare_after_last_load, scalar_loops, store_then_step, divergent_control)
-PROGRAMS: tuple[Program, ...] = tuple(program for family in CONTROL + MEMORY + SPECIAL for program in family())
+NARROW: tuple[Program, ...] = tuple(program for family in CONTROL + MEMORY + SPECIAL for program in family())
+
+
+def wide() -> Iterator[Program]:
+    """Some of them again for waves of 64 lanes: masks are pairs of registers there."""
+    for program in (each for each in NARROW[::7] if each.chips == TEN and each.levels == LEVELS):
+        features = ",".join(each for each in (program.features, "-wavefrontsize32", "+wavefrontsize64") if each)
+        yield replace(program, name=f"{program.name}-wave64", features=features)
+
+
+PROGRAMS: tuple[Program, ...] = (*NARROW, *wide())
