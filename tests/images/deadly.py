@@ -1,0 +1,28 @@
+"""A child of `pool` that does what readers must not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from rocm_patch.images import worker
+
+
+def main():
+    worker.serve(sys.stdin, answer)
+
+
+def answer(task):
+    if task["do"] == "spin":
+        while True:
+            pass
+    if task["do"] == "kill":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if task["do"] == "raise":
+        yield {"rows": [1 / 0]}
+    if task["do"] == "memory":
+        yield {"rows": len(bytearray(1 << 30))}
+    if task["do"] == "babble":
+        print("hello")
+    yield {"rows": []}
