@@ -7,9 +7,11 @@ within a round, so that noise meets them alike; medians are shown. Memory is tha
 pages, those of a mapped file count as well. `--cold` drops the file from the page cache before each case.
 
 - read: `cat FILE`, the least that reading every byte costs
+- start: our reader on an empty bundle: two Python processes and their imports
 - targets: our reader behind its limits, targets and sizes
 - kernels: the same with the kernels of every code object counted
 - objdump: `llvm-objdump --offloading`, which also writes each code object to the scratch folder; it cannot be told not to
+- counted: the same and `llvm-nm` on the code objects, as objdump does not count kernels
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from rocm_patch.images import pool, walk
 found = [row for done in pool.scan(list(walk.candidates(sys.argv[2:])), count=sys.argv[1] == "kernels") for row in done.images]
 print(sum(len(row.targets) for row in found), sum(max(code.kernels, 0) for row in found for code in row.targets.values()))
 """
+
+EMPTY = b"__CLANG_OFFLOAD_BUNDLE__" + bytes(8)
 
 
 @dataclass(frozen=True)
@@ -65,25 +69,29 @@ def forget(path: Path) -> None:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def commands(library: Path, objdump: str) -> dict[str, list[str]]:
-    """The cases; the last is LLVM's."""
+def commands(library: Path, objdump: str, nm: str) -> dict[str, list[str]]:
+    """The cases. What is unpacked lies beside the file that is named, so LLVM's is a link in the scratch folder."""
     ours = [sys.executable, "-c", SCAN]
+    unpack = [objdump, "--offloading", "library"]
+    count = '"$1" --offloading library > /dev/null; "$2" --dynamic --defined-only --format=just-symbols library.*amdgcn* | grep -c "[.]kd$"'
     return {
         "read": ["sh", "-c", 'cat "$1" > /dev/null', "sh", str(library)],
+        "start": [*ours, "targets", "empty"],
         "targets": [*ours, "targets", str(library)],
         "kernels": [*ours, "kernels", str(library)],
-        # The name is a link in the scratch folder: what is unpacked lies beside the file that is named.
-        "objdump": [objdump, "--offloading", "library"],
+        "objdump": unpack,
+        "counted": ["sh", "-c", count, "sh", objdump, nm],
     }
 
 
-def measure(library: Path, objdump: str, scratch: str | None, rounds: int, cold: bool) -> dict[str, list[Run]]:
+def measure(library: Path, tools: tuple[str, str], scratch: str | None, rounds: int, cold: bool) -> dict[str, list[Run]]:
     """All cases, in turn."""
     runs: dict[str, list[Run]] = {}
     for _ in range(rounds):
-        for name, command in commands(library, objdump).items():
+        for name, command in commands(library, *tools).items():
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
                 (Path(folder) / "library").symlink_to(library)
+                (Path(folder) / "empty").write_bytes(EMPTY)
                 # What the case before wrote is not to be paid for in this one.
                 os.sync()
                 if cold:
@@ -94,6 +102,14 @@ def measure(library: Path, objdump: str, scratch: str | None, rounds: int, cold:
     return runs
 
 
+def tool(name: str, folder: str | None) -> str:
+    """The newest of a tool; ends the program where there is none."""
+    for version in ("", *(f"-{number}" for number in range(30, 21, -1))):
+        if found := shutil.which(name + version, path=folder):
+            return found
+    sys.exit(f"{name} of LLVM 22 or newer was not found; name its folder with --llvm")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llvm", help="folder of LLVM's tools")
@@ -102,22 +118,19 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="drop the file from the page cache before each case")
     parser.add_argument("libraries", nargs="+")
     arguments = parser.parse_args()
-    names = ("llvm-objdump", *(f"llvm-objdump-{version}" for version in range(30, 21, -1)))
-    objdump = next((found for name in names if (found := shutil.which(name, path=arguments.llvm))), None)
-    if objdump is None:
-        sys.exit("llvm-objdump of LLVM 22 or newer was not found; name its folder with --llvm")
+    tools = tool("llvm-objdump", arguments.llvm), tool("llvm-nm", arguments.llvm)
     for library in (Path(name).resolve() for name in arguments.libraries):
         size = library.stat().st_size
-        runs = measure(library, objdump, arguments.scratch, arguments.rounds, arguments.cold)
-        slowest = statistics.median(run.wall for run in runs["objdump"])
+        runs = measure(library, tools, arguments.scratch, arguments.rounds, arguments.cold)
+        objdump, counted = (statistics.median(run.wall for run in runs[name]) for name in ("objdump", "counted"))
         print(f"{library.name}, {size / 1e6:.0f} MB, {'cold' if arguments.cold else 'warm'}, {arguments.rounds} rounds")
-        print(f"{'case':10} {'wall s':>8} {'minimum':>8} {'CPU s':>8} {'memory':>9} {'GB/s':>7} {'objdump takes':>14}")
+        print(f"{'case':10} {'wall s':>8} {'minimum':>8} {'CPU s':>8} {'memory':>9} {'GB/s':>7} {'objdump takes':>14} {'counted takes':>14}")
         for name, some in runs.items():
-            wall = statistics.median(run.wall for run in some)
-            said = some[0].said if name in ("targets", "kernels") else ""
+            wall, cpu = statistics.median(run.wall for run in some), statistics.median(run.cpu for run in some)
+            said = some[0].said if name in ("targets", "kernels", "counted") else ""
             print(
-                f"{name:10} {wall:8.3f} {min(run.wall for run in some):8.3f} {statistics.median(run.cpu for run in some):8.3f} "
-                f"{max(run.memory for run in some) / (1 << 20):6.1f}MiB {size / wall / 1e9:7.2f} {slowest / wall:13.1f}x  {said}"
+                f"{name:10} {wall:8.3f} {min(run.wall for run in some):8.3f} {cpu:8.3f} {max(run.memory for run in some) / (1 << 20):6.1f}MiB "
+                f"{size / wall / 1e9:7.2f} {objdump / wall:13.1f}x {counted / wall:13.1f}x  {said}"
             )
         print(flush=True)
 
