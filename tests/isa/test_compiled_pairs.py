@@ -1,7 +1,7 @@
 """The rules against compiled programs: native code is clean, and where LLVM finds a bug's pattern in gfx1030 code, so do we.
 
-Some 400 programs (programs.py), each for gfx1010, gfx1011, gfx1012 and gfx1030 at four levels; the judge's answers are held
-against what LLVM itself would have mended (llvm_truth.py). A second compiler, of Debian, is asked where it is installed.
+Some 400 programs (programs.py), each for gfx1010 and gfx1030 at four levels and for gfx1011 and gfx1012 at two; the judge's
+answers are held against what LLVM itself would have mended (llvm_truth.py). Debian's clang is asked as well where it is installed.
 """
 
 from __future__ import annotations
