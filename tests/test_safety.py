@@ -11,6 +11,7 @@ import pytest
 from images.build import S_ENDPGM, compressed_bundle, elf_object, library, plain_bundle
 from rocm_patch import safety
 from rocm_patch.images import walk
+from rocm_patch.isa.llvm import find
 from rocm_patch.model import Image, TargetCode
 from rocm_patch.safety import Chip, judge, kernels, loaded, summed
 
@@ -139,3 +140,18 @@ def test_a_child_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (image, told) = summed(rows, judge(rows, NAVI10), NAVI10)
     assert not image.safety
     assert any("of computing" in why for why in told.unread)
+
+
+def test_a_real_llvm_agrees_and_a_missing_one_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "libx.so"
+    path.write_bytes(library(plain_bundle({"gfx1030": code("gfx1030", PREFETCH + struct.pack("<2I", 0xF4000100, 0xFA000000))})))
+    rows = scanned(path)
+    ((_, told),) = safety.verify(rows, NAVI10, str(tmp_path / "libLLVM.so"))
+    assert "cannot serve" in str(told["why"])
+    libraries = find()
+    if not libraries:
+        pytest.skip("no LLVM on this machine: rocm_patch.isa.llvm.find() looked for libLLVM")
+    ((where, said),) = safety.verify(rows, NAVI10, libraries[0].path)
+    counts = said["found"]
+    assert isinstance(counts, dict)
+    assert (where, counts["instructions"], counts["different"], counts["blind"]) == (str(path), 3, 0, 0)

@@ -12,11 +12,12 @@ from typing import Final
 
 from rocm_patch.images import coverage, pool
 from rocm_patch.isa import Count, Judgement, judges
+from rocm_patch.isa import verify as verify_module
 from rocm_patch.isa.cache import Cache, from_json
 from rocm_patch.isa.worker import seconds
 from rocm_patch.model import Image, Safety
 
-__all__ = ["Chip", "Judged", "Kernel", "judge", "loaded", "summed"]
+__all__ = ["Chip", "Judged", "Kernel", "judge", "kernels", "loaded", "summed", "verify"]
 
 PART: Final = 8 << 20
 """Bytes of code in a file from which several children share it."""
@@ -78,14 +79,7 @@ def judge(rows: Sequence[Image], chip: Chip, cache_folder: str = "", workers: in
 
     Rows of one file and member belong together. Without a cache folder nothing is kept.
     """
-    members: dict[str, dict[str, list[str]]] = {}
-    sizes: dict[str, int] = {}
-    for (path, member), group in _grouped(rows).items():
-        targets = loaded(group, chip)
-        size = sum(code.bytes for row in group for target, code in row.targets.items() if coverage.base(target) in targets)
-        if targets and size > 0:
-            members.setdefault(path, {})[member] = list(targets)
-            sizes[path] = sizes.get(path, 0) + size
+    members, sizes = _wanted(rows, chip)
     jobs = []
     for path in sorted(members, key=lambda path: -sizes[path]):
         parts = min(16, 1 + sizes[path] // PART)
@@ -113,6 +107,23 @@ def judge(rows: Sequence[Image], chip: Chip, cache_folder: str = "", workers: in
         cache.close()
 
 
+def verify(rows: Sequence[Image], chip: Chip, llvm: str, workers: int = 0) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Have the code that would be loaded decoded by an LLVM as well: for each code object its path and the counts of `isa.verify`.
+
+    A message with `why` says what could not be compared; a child that LLVM took with it is one.
+    """
+    members, sizes = _wanted(rows, chip)
+    paths = sorted(members, key=lambda path: -sizes[path])
+    tasks = [
+        pool.Task({"path": path, "members": members[path], "chip": chip.gfx, "llvm": llvm}, 10 + sizes[path] / verify_module.RATE) for path in paths
+    ]
+    for event in pool.run(tasks, "rocm_patch.isa.verify", workers):
+        if isinstance(event, pool.Said):
+            yield paths[event.number], event.values
+        elif event.why:
+            yield paths[event.number], {"why": event.why}
+
+
 def summed(rows: Sequence[Image], judged: Iterable[Judged], chip: Chip) -> tuple[Image, ...]:
     """The rows with what was found about their code, and with what could not be judged among what was not read."""
     found: dict[tuple[str, str, str], list[Judged]] = {}
@@ -123,8 +134,9 @@ def summed(rows: Sequence[Image], judged: Iterable[Judged], chip: Chip) -> tuple
     for row in rows:
         mine = found.pop((row.path, row.inside, row.store), [])
         if not mine and any(coverage.base(target) in wanted[row.path, row.inside] for target in row.targets):
-            row = replace(row, unread=(*row.unread, "not judged: its code was not there any more"))
-        made.append(_with_safety(row, mine, chip))
+            made.append(replace(row, unread=(*row.unread, "not judged: its code was not there any more")))
+        else:
+            made.append(_with_safety(row, mine, chip))
     for (path, member, store), rest in found.items():  # a child that died speaks for no row
         made.append(Image(path, member, store, {}, tuple(dict.fromkeys(f"not judged: {each.why}" for each in rest if each.why))))
     return tuple(made)
@@ -159,6 +171,19 @@ def _with_safety(row: Image, judged: Sequence[Judged], chip: Chip) -> Image:
     code = next((coverage.base(each.target) for each in judged if each.target), "")
     safety = {**row.safety, chip.gfx: Safety(certain, possible, dict(sorted(rules.items())), code, functions, unsafe)}
     return replace(row, unread=(*row.unread, *why), safety=safety)
+
+
+def _wanted(rows: Iterable[Image], chip: Chip) -> tuple[dict[str, dict[str, list[str]]], dict[str, int]]:
+    """By path: targets to look at in each member, and bytes of their code."""
+    members: dict[str, dict[str, list[str]]] = {}
+    sizes: dict[str, int] = {}
+    for (path, member), group in _grouped(rows).items():
+        targets = loaded(group, chip)
+        size = sum(code.bytes for row in group for target, code in row.targets.items() if coverage.base(target) in targets)
+        if targets and size > 0:
+            members.setdefault(path, {})[member] = list(targets)
+            sizes[path] = sizes.get(path, 0) + size
+    return members, sizes
 
 
 def _grouped(rows: Iterable[Image]) -> dict[tuple[str, str], list[Image]]:

@@ -19,7 +19,7 @@ from rocm_patch.images.source import Source
 from rocm_patch.isa.table import letter
 from rocm_patch.model import KnowledgeError
 
-__all__ = ["Count", "Judgement", "Site", "judge", "judges", "rules", "sites"]
+__all__ = ["Count", "Judgement", "Site", "judge", "judges", "rules", "sites", "stretches"]
 
 CHUNK: Final = 1 << 20
 """Bytes of code that are looked at together: enough for numpy to be fast, few enough for some 100 MB of arrays."""
@@ -99,7 +99,7 @@ def judge(source: Source, chip: str) -> Judgement:
     total, undecoded = 0, 0
     by_rule: dict[str, Count] = {}
     by_function: dict[str, dict[str, Count]] = {}
-    for functions, code, unknown in _stretches(source, read, chip):
+    for functions, code, unknown in stretches(source, read, chip):
         total += len(code.instructions.at)
         undecoded += unknown
         owner = numpy.cumsum(code.first) - 1
@@ -117,7 +117,7 @@ def judge(source: Source, chip: str) -> Judgement:
 def sites(source: Source, chip: str) -> Iterator[Site]:
     """Every place found in a code object, rule by rule within each stretch. Raises as `judge`."""
     read = code_object.read(source)
-    for _, code, _ in _stretches(source, read, chip):
+    for _, code, _ in stretches(source, read, chip):
         for rule, hits in _hits(code, chip):
             for certain, where in ((True, hits.certain), (False, hits.possible)):
                 for index in where.tolist():
@@ -134,7 +134,7 @@ def _hits(code: Any, chip: str) -> Iterator[tuple[str, Any]]:
             yield rule.id, CHECKS[rule.id](code)
 
 
-def _stretches(source: Source, read: CodeObject, chip: str) -> Iterator[tuple[Sequence[Function], Any, int]]:
+def stretches(source: Source, read: CodeObject, chip: str) -> Iterator[tuple[Sequence[Function], Any, int]]:
     """Functions in groups of about CHUNK bytes, decoded."""
     made_for, here = letter(read.target), letter(chip)
     if made_for is None or here is None:

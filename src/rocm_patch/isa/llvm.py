@@ -20,8 +20,8 @@ __all__ = ["GOOD", "Disassembler", "Library", "find", "open_library"]
 VARIABLE: Final = "ROCM_PATCH_LLVM"
 TRIPLE: Final = b"amdgcn-amd-amdhsa"
 GOOD: Final = 23
-"""LLVM 16 to 22 take the destination of a long v_cmpx for 0 only, 23 for EXEC (126) only, which is what newer ROCm compilers write:
-an older one fails there, goes on in the middle of the instruction and invents others after it.
+"""Since 23 compilers fill an unused third operand with 128 instead of 0. An older LLVM takes that for no instruction, goes on in the
+middle of it and invents others: `verify.blind_spots` asks for that and for its counterpart.
 """
 
 _PLACES: Final = (
