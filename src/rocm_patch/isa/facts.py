@@ -46,6 +46,7 @@ class Is(enum.IntFlag):
     WAIT_STORE = 1 << 18  # s_waitcnt_vscnt
     WAIT_SCALAR = 1 << 19  # s_waitcnt_lgkmcnt
     CLAUSE = 1 << 20
+    READS_HARDWARE = 1 << 21  # s_getreg_b32
 
 
 @functools.lru_cache(maxsize=1)
@@ -84,6 +85,7 @@ def kinds() -> Array:
     mark(named("s_waitcnt_vscnt"), Is.WAIT_STORE)
     mark(named("s_waitcnt_lgkmcnt"), Is.WAIT_SCALAR)
     mark(named("s_clause"), Is.CLAUSE)
+    mark(named("s_getreg_b32"), Is.READS_HARDWARE)
     scalar_destination = numpy.logical_or.reduce([width > 0 for width in opcodes.written.values()])
     mark(scalar_destination & (flags & Is.VALU != 0) & ~begins("v_readlane", "v_readfirstlane"), Is.NAMES_MASK)
     return flags

@@ -26,6 +26,7 @@ Array = Any
 _NONE: Final = numpy.zeros(0, numpy.int64)
 _EXEC_BITS: Final = numpy.uint64(3 << (EXEC - 64))
 _WORD: Final = numpy.uint64
+_SHADER_CYCLES: Final = 29
 _WIDE: Final = frozenset(
     f"{begin}{end}"
     for begins, ends in (
@@ -100,6 +101,11 @@ def other_instruction(code: Code) -> Hits:
     known = table.load().known
     made, here = (known[each][code.instructions.opcode] for each in (code.made_for, code.chip))
     return Hits(numpy.flatnonzero((made > 0) & (here > 0) & (made != here)))
+
+
+def missing_register(code: Code) -> Hits:
+    """`s_getreg_b32` of the cycle counter, which came with gfx10.3."""
+    return Hits(numpy.flatnonzero(code.any(Is.READS_HARDWARE) & (code.instructions.first & 0x3F == _SHADER_CYCLES)))
 
 
 def inst_prefetch(code: Code) -> Hits:
