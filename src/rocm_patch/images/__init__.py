@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from rocm_patch.images import pool, walk
 from rocm_patch.images.source import STORES
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.knowledge.conditions import in_range
@@ -49,8 +48,14 @@ def places(root: Root, torch: TorchInstall) -> list[str]:
 
 def _libraries(root: Root, torch: TorchInstall) -> list[Image]:
     found: list[Image] = []
+    there = places(root, torch)
+    if not there:
+        return []
+    # The readers and their decoders take 50 ms to load: only where there is something to read.
+    from rocm_patch.images import pool, walk
+
     tasks: list[walk.Candidate] = []
-    for place in places(root, torch):
+    for place in there:
         tasks.extend(walk.candidates([root.host(place)]))
     must = f"{torch.site}/{_MUST}"
     if root.exists(must) and not any(os.path.samefile(task.path, root.host(must)) for task in tasks if task.path.endswith(_MUST)):
