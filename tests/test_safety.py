@@ -155,3 +155,18 @@ def test_a_real_llvm_agrees_and_a_missing_one_is_told(tmp_path: Path) -> None:
     counts = said["found"]
     assert isinstance(counts, dict)
     assert (where, counts["instructions"], counts["different"], counts["blind"]) == (str(path), 3, 0, 0)
+
+
+def test_what_was_found_is_recalled_until_the_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "libx.so"
+    path.write_bytes(library(plain_bundle({"gfx1030": code("gfx1030", PREFETCH)})))
+    kept = str(tmp_path / "cache")
+    rows = scanned(path)
+    assert safety.recall(rows, NAVI10, kept) == rows
+    assert not (tmp_path / "cache").exists()
+    judged = summed(rows, judge(rows, NAVI10), NAVI10)
+    safety.remember(judged, NAVI10, kept)
+    assert safety.recall(rows, NAVI10, kept) == judged
+    assert safety.recall(rows, FORCED, kept) == rows  # another question
+    path.write_bytes(library(plain_bundle({"gfx1030": code("gfx1030")})))
+    assert safety.recall(rows, NAVI10, kept) == rows

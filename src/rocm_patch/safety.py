@@ -6,6 +6,8 @@ its content as it comes: a scan that was broken off goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,11 +15,11 @@ from typing import Final
 from rocm_patch.images import coverage, pool
 from rocm_patch.isa import Count, Judgement, judges
 from rocm_patch.isa import verify as verify_module
-from rocm_patch.isa.cache import Cache, from_json
+from rocm_patch.isa.cache import Cache, from_json, version
 from rocm_patch.isa.worker import seconds
 from rocm_patch.model import Image, Safety
 
-__all__ = ["Chip", "Judged", "Kernel", "judge", "kernels", "loaded", "summed", "verify"]
+__all__ = ["Chip", "Judged", "Kernel", "judge", "kernels", "loaded", "recall", "remember", "summed", "verify"]
 
 PART: Final = 8 << 20
 """Bytes of code in a file from which several children share it."""
@@ -140,6 +142,52 @@ def summed(rows: Sequence[Image], judged: Iterable[Judged], chip: Chip) -> tuple
     for (path, member, store), rest in found.items():  # a child that died speaks for no row
         made.append(Image(path, member, store, {}, tuple(dict.fromkeys(f"not judged: {each.why}" for each in rest if each.why))))
     return tuple(made)
+
+
+def remember(images: Iterable[Image], chip: Chip, cache_folder: str) -> None:
+    """Note by file what was found, so that `recall` has it without reading the file again."""
+    cache = Cache(cache_folder, write=True)
+    for path, rows in _by_path(images).items():
+        place = _identity(path, chip)
+        if place and any(chip.gfx in row.safety for row in rows):
+            told = [[row.inside, row.store, vars(row.safety[chip.gfx])] for row in rows if chip.gfx in row.safety]
+            cache.put_file(place, told)
+    cache.close()
+
+
+def recall(images: Iterable[Image], chip: Chip, cache_folder: str) -> tuple[Image, ...]:
+    """The images with what an earlier scan of the same files found. Writes nothing."""
+    cache = Cache(cache_folder, write=False)
+    made = []
+    known: dict[str, dict[tuple[str, str], Safety]] = {}
+    for image in images:
+        if image.path not in known:
+            known[image.path] = {}
+            place = _identity(image.path, chip)
+            with contextlib.suppress(TypeError, ValueError, KeyError):
+                for inside, store, values in (cache.get_file(place) if place else None) or ():
+                    known[image.path][inside, store] = Safety(**values)
+        safety = known[image.path].get((image.inside, image.store))
+        made.append(replace(image, safety={**image.safety, chip.gfx: safety}) if safety else image)
+    cache.close()
+    return tuple(made)
+
+
+def _identity(path: str, chip: Chip) -> str:
+    """What tells a file's content without reading it; empty where there is no such file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    parts = (os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino, chip.gfx, chip.forced, version())
+    return "\0".join(str(part) for part in parts)
+
+
+def _by_path(images: Iterable[Image]) -> dict[str, list[Image]]:
+    groups: dict[str, list[Image]] = {}
+    for image in images:
+        groups.setdefault(image.path, []).append(image)
+    return groups
 
 
 def kernels(judged: Iterable[Judged]) -> Iterator[Kernel]:

@@ -23,6 +23,7 @@ __all__ = ["Cache", "folder", "from_json", "key", "to_json"]
 
 SCHEMA: Final = 1
 _PARTS: Final = ("opcodes.tsv", "rules.toml", "decode.py", "facts.py", "flow.py", "hazards.py", "stretch.py", "table.py", "__init__.py")
+_TABLES: Final = ("judgement", "file")
 _TOO_MUCH: Final = 64 << 20
 """Bytes of one judgement, unpacked."""
 
@@ -84,31 +85,48 @@ class Cache:
             if write:
                 os.makedirs(place, mode=0o700, exist_ok=True)
                 self._connection = sqlite3.connect(path, timeout=5, isolation_level=None)
-                self._connection.execute("create table if not exists judgement (key text primary key, value blob) without rowid")
+                for name in _TABLES:
+                    self._connection.execute(f"create table if not exists {name} (key text primary key, value blob) without rowid")
             else:
                 self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
         except (OSError, sqlite3.Error):
             self._connection = None
 
     def get(self, wanted: str) -> Judgement | None:
-        """What is known of that key."""
-        if self._connection is None:
-            return None
+        """What is known of code by its key."""
         try:
-            row = self._connection.execute("select value from judgement where key = ?", (wanted,)).fetchone()
-            if row is None:
-                return None
-            unpacked = zlib.decompressobj().decompress(row[0], _TOO_MUCH)
-            return from_json(json.loads(unpacked))
-        except (sqlite3.Error, zlib.error, ValueError, KeyError, TypeError, AttributeError):
+            values = self._get("judgement", wanted)
+            return None if values is None else from_json(values)
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def put(self, wanted: str, found: Judgement) -> None:
-        """Keep one. A full disk or a locked file is no reason to stop."""
+        """Keep a judgement."""
+        self._put("judgement", wanted, to_json(found))
+
+    def get_file(self, wanted: str) -> Any:
+        """What was noted of a file: plain values, None if nothing."""
+        return self._get("file", wanted)
+
+    def put_file(self, wanted: str, values: Any) -> None:
+        """Note plain values of a file."""
+        self._put("file", wanted, values)
+
+    def _get(self, name: str, wanted: str) -> Any:
+        if self._connection is None:
+            return None
+        try:
+            row = self._connection.execute(f"select value from {name} where key = ?", (wanted,)).fetchone()  # noqa: S608 - one of two words
+            return None if row is None else json.loads(zlib.decompressobj().decompress(row[0], _TOO_MUCH))
+        except (sqlite3.Error, zlib.error, ValueError, TypeError, RecursionError):
+            return None
+
+    def _put(self, name: str, wanted: str, values: Any) -> None:
+        # A full disk or a locked file is no reason to stop.
         if self._connection is not None:
-            packed = zlib.compress(json.dumps(to_json(found)).encode(), 1)
+            packed = zlib.compress(json.dumps(values).encode(), 1)
             with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("insert or replace into judgement values (?, ?)", (wanted, packed))
+                self._connection.execute(f"insert or replace into {name} values (?, ?)", (wanted, packed))  # noqa: S608
 
     def close(self) -> None:
         """Let go of the file."""
