@@ -17,7 +17,7 @@ from rocm_patch.safety import Chip, judge, kernels, loaded, summed
 
 PREFETCH = struct.pack("<I", 0xBFA00003)
 NAVI10 = Chip("gfx1010", "gfx10-1-generic")
-FORCED = Chip("gfx1010", "gfx10-1-generic", "gfx1030", "gfx10-3-generic")
+FORCED = Chip("gfx1010", "gfx10-1-generic", "10.3.0", "gfx1030", "gfx10-3-generic")
 
 
 def code(target: str, text: bytes = b"", names: tuple[str, ...] = ("kernel",)) -> bytes:
@@ -38,7 +38,7 @@ def row(*targets: str) -> Image:
         (("gfx10-3-generic",), FORCED, ("gfx10-3-generic",)),
         (("gfx1010",), FORCED, ()),
         (("gfx1100",), NAVI10, ()),
-        (("gfx1100",), Chip("gfx1010", "", "gfx1100"), ()),
+        (("gfx1100",), Chip("gfx1010", "", "11.0.0", "gfx1100"), ()),
         ((), NAVI10, ()),
     ],
 )

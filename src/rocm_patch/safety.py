@@ -17,9 +17,10 @@ from rocm_patch.isa import Count, Judgement, judges
 from rocm_patch.isa import verify as verify_module
 from rocm_patch.isa.cache import Cache, from_json, version
 from rocm_patch.isa.worker import seconds
+from rocm_patch.knowledge import Knowledge
 from rocm_patch.model import Image, Safety
 
-__all__ = ["Chip", "Judged", "Kernel", "judge", "kernels", "loaded", "recall", "remember", "summed", "verify"]
+__all__ = ["Chip", "Judged", "Kernel", "chip_of", "judge", "kernels", "loaded", "recall", "remember", "size", "summed", "verify"]
 
 PART: Final = 8 << 20
 """Bytes of code in a file from which several children share it."""
@@ -30,10 +31,11 @@ MODULE: Final = "rocm_patch.isa.worker"
 
 @dataclass(frozen=True)
 class Chip:
-    """A physical chip, the generic target that covers it, and the same of the chip that an override in force names (empty: none)."""
+    """A physical chip and the generic target that covers it; the value of an override in force, and the same of the chip that it names."""
 
     gfx: str
     generic: str = ""
+    override: str = ""
     forced: str = ""
     forced_generic: str = ""
 
@@ -64,6 +66,13 @@ class Kernel:
     rules: Mapping[str, Count]
 
 
+def chip_of(gfx: str, override: str, knowledge: Knowledge) -> Chip:
+    """A chip, and what the value of HSA_OVERRIDE_GFX_VERSION in force (empty: none) makes of it."""
+    forced = coverage.forced(override) or "" if override else ""
+    other = knowledge.gpus.get(forced)
+    return Chip(gfx, knowledge.gpus[gfx].generic, override, forced, other.generic if other else "")
+
+
 def loaded(rows: Iterable[Image], chip: Chip) -> tuple[str, ...]:
     """Targets (without features) whose code the chip would run, or would be made to run by the usual override; empty: none of gfx10.
 
@@ -71,9 +80,14 @@ def loaded(rows: Iterable[Image], chip: Chip) -> tuple[str, ...]:
     it. If there is neither, nothing is loaded, and the question is what an override would bring.
     """
     there = {coverage.base(target) for row in rows for target in row.targets}
-    wanted = (chip.forced, chip.forced_generic) if chip.forced else (chip.gfx, chip.generic, *SIBLINGS)
+    wanted = (chip.forced, chip.forced_generic) if chip.override else (chip.gfx, chip.generic, *SIBLINGS)
     found = next((target for target in wanted if target and target in there), "")
     return (found,) if found and judges(found, chip.gfx) else ()
+
+
+def size(rows: Iterable[Image], chip: Chip) -> int:
+    """Bytes of the code that `judge` would look at."""
+    return sum(_wanted(rows, chip)[1].values())
 
 
 def judge(rows: Sequence[Image], chip: Chip, cache_folder: str = "", workers: int = 0) -> Iterator[Judged]:
@@ -179,7 +193,7 @@ def _identity(path: str, chip: Chip) -> str:
         status = os.stat(path)
     except OSError:
         return ""
-    parts = (os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino, chip.gfx, chip.forced, version())
+    parts = (os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino, chip.gfx, chip.override, version())
     return "\0".join(str(part) for part in parts)
 
 

@@ -121,7 +121,21 @@ def case_of(root: str, machine: str = "", python: list[str] | None = None, trial
         if not place.exists(path) and not os.path.exists(path):
             raise UsageError(f"--python {path}: there is no such file")
     found: Machine = collect(place, tables, interpreters=python or [], environment=dict(os.environ) if place.live else None)
-    return Case(found, images.scan(place, found, tables), trials, tables)
+    case = Case(found, images.scan(place, found, tables), trials, tables)
+    return _with_safety(case) if place.live and case.gfx and case.images.files else case
+
+
+def _with_safety(case: Case) -> Case:
+    """What an earlier `scan` found of the same files: judging them now would take minutes."""
+    from rocm_patch import safety
+    from rocm_patch.diagnose.case import Case
+    from rocm_patch.isa import cache
+    from rocm_patch.model import Images
+
+    places = case.override()
+    chip = safety.chip_of(case.gfx, places.value if places else "", case.knowledge)
+    known = safety.recall(case.images.files, chip, cache.folder(os.environ))
+    return Case(case.machine, Images(known), case.trials, case.knowledge)
 
 
 def diagnosis_of(case: Case, *, dated: bool = False) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,14 +14,13 @@ from rocm_patch.cli.common import JsonOption, verb
 from rocm_patch.model import EXIT_FINE, EXIT_INCONCLUSIVE, EXIT_PROBLEMS, Image, Known, UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from rocm_patch.diagnose.case import Case
     from rocm_patch.images.walk import Candidate
     from rocm_patch.knowledge import Knowledge
-    from rocm_patch.report.scan import Chip
-
-Judge = Callable[[Sequence[Image], str, bool], tuple[Image, ...]]
-"""Images, a chip and whether kernels shall be listed, to the same images with `safety` filled in for that chip."""
-judge: Judge | None = None
+    from rocm_patch.report.scan import Verified
+    from rocm_patch.safety import Chip, Judged
 
 
 def register(app: typer.Typer) -> None:
@@ -36,10 +36,17 @@ def scan(
     target: Annotated[str, typer.Option("--for", help="The chip to judge for; without: this machine's card.", metavar="GFX")] = "",
     as_json: JsonOption = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="List the kernels that are unsafe on the chip.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One row a file, not a library.")] = False,
+    targets_only: Annotated[bool, typer.Option("--targets-only", help="Do not judge whether the code is safe: only what is there.")] = False,
+    check: Annotated[bool, typer.Option("--verify", help="Decode the code with the newest LLVM on this machine as well, and compare.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Judge everything anew, and keep nothing.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One row a file, not a library; every kernel.")] = False,
 ) -> None:
-    """Say which GPU code is in libraries and wheels, and whether a card finds its own. Reads only; needs no GPU."""
-    from rocm_patch import knowledge
+    """Say which GPU code is in libraries and wheels, whether a card finds its own, and whether what it would run is safe on it.
+
+    Needs no GPU and no root. What was judged is kept in the cache folder; a scan that was broken off goes on where it stopped.
+    """
+    from rocm_patch import knowledge, safety
+    from rocm_patch.isa import cache
     from rocm_patch.report import documents, words
     from rocm_patch.report import scan as report
 
@@ -51,13 +58,25 @@ def scan(
             raise UsageError(f"{path}: there is no such file")
     case = None if paths and target else _case(tables)
     chip = _chip(case, target, tables)
+    if chip is None and (kernels or check):
+        raise UsageError("no AMD card of known target here", "say which chip is meant: --for gfx1010")
     found = _read(list(paths) if paths else _installed(case))
-    if judge is not None and chip is not None:
-        found = judge(found, chip.gfx, kernels)
+    judged: list[Judged] = []
+    if chip is not None and not targets_only:
+        folder = "" if no_cache else cache.folder(os.environ)
+        judged = _judge(found, chip, folder)
+        found = safety.summed(found, judged, chip)
+        if folder:
+            safety.remember(found, chip, folder)
+    verified = _verify(found, chip) if check and chip else None
     if as_json:
-        documents.show(report.document(found, chip))
+        documents.show(report.document(found, chip, safety.kernels(judged) if kernels else None, verified))
     else:
         report.show(found, chip, tables, words.console(), verbose=verbose)
+        if kernels:
+            report.show_kernels(list(safety.kernels(judged)), words.console(), verbose=verbose)
+        if verified:
+            report.show_verified(verified, words.console())
     raise SystemExit(_exit_code(found, chip if target else None))
 
 
@@ -82,15 +101,13 @@ def _case(tables: Knowledge) -> Case:
 
 
 def _chip(case: Case | None, target: str, tables: Knowledge) -> Chip | None:
-    from rocm_patch.images.coverage import forced
-    from rocm_patch.report.scan import Chip
+    from rocm_patch.safety import chip_of
 
     gfx = target or (case.gfx if case else "")
     if not gfx:
         return None
     places = case.override() if case else None
-    value = places.value if places else os.environ.get("HSA_OVERRIDE_GFX_VERSION", "")
-    return Chip(gfx, tables.gpus[gfx].generic, value, forced(value) if value else None)
+    return chip_of(gfx, places.value if places else os.environ.get("HSA_OVERRIDE_GFX_VERSION", ""), tables)
 
 
 def _installed(case: Case | None) -> list[str]:
@@ -105,21 +122,53 @@ def _installed(case: Case | None) -> list[str]:
     return [place for place in found if os.path.isdir(place)]
 
 
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from rocm_patch.report import words
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=words.console(error=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        yield progress, progress.add_task(what, total=total)
+
+
 def _read(paths: Sequence[str]) -> tuple[Image, ...]:
     """All rows, in the order of paths."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
     from rocm_patch.images import pool, walk
-    from rocm_patch.report import words
 
     tasks: list[Candidate] = list(dict.fromkeys(walk.candidates(paths)))
     rows: dict[str, tuple[Image, ...]] = {}
-    bar = Progress(
-        BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=words.console(error=True), disable=not sys.stderr.isatty(), transient=True
-    )
-    with bar:
-        line = bar.add_task("", total=sum(task.size for task in tasks))
+    with _bar("reading", sum(task.size for task in tasks)) as (progress, line):
         for done in pool.scan(tasks):
             rows[done.path] = done.images
-            bar.advance(line, done.size)
+            progress.advance(line, done.size)
     return tuple(image for task in tasks for image in rows.get(task.path, ()))
+
+
+def _judge(found: Sequence[Image], chip: Chip, folder: str) -> list[Judged]:
+    from rocm_patch import safety
+
+    judged = []
+    with _bar(f"judging for {chip.gfx}", safety.size(found, chip)) as (progress, line):
+        for each in safety.judge(found, chip, folder):
+            judged.append(each)
+            progress.advance(line, each.size)
+    # Children answer as they end; what is shown has an order.
+    return sorted(judged, key=lambda each: (each.path, each.member, each.inside, each.target))
+
+
+def _verify(found: Sequence[Image], chip: Chip) -> Verified:
+    from rocm_patch import safety
+    from rocm_patch.isa import llvm
+    from rocm_patch.report.scan import Verified
+
+    libraries = llvm.find()
+    if not libraries:
+        raise UsageError("no LLVM found to compare with", f"install one, or name its shared library: {llvm.VARIABLE}=/path/to/libLLVM.so")
+    verified = Verified(libraries[0].path)
+    with _bar(f"decoding with LLVM {libraries[0].version or ''}", safety.size(found, chip)) as (progress, line):
+        for path, said in safety.verify(found, chip, libraries[0].path):
+            verified.add(path, said)
+            progress.advance(line, int(str(said.get("bytes", 0))))
+    return verified

@@ -114,6 +114,11 @@ class Case:
             return Coverage(self._chips(tagged), row.certainty, f"wheels tagged +rocm{_value(torch.toolkit)} are built so")
         return Coverage(None, 0.0, "it names no targets and its libraries could not be read")
 
+    def judged(self, code: str) -> tuple[int, int]:
+        """What a scan has found of the torches' code for a target on this card: unsafe functions, and functions; zeros where none was made."""
+        found = [image.safety[self.gfx] for image in self.images.files if self.gfx in image.safety and image.safety[self.gfx].code == code]
+        return sum(each.unsafe for each in found), sum(each.functions for each in found)
+
     def _chips(self, images: Iterable[Image]) -> frozenset[str]:
         """Chips that can load the code, whatever its features are; a generic target stays and brings those that it covers."""
         targets = {target for image in images for target in image.targets}

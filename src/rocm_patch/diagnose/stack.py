@@ -124,6 +124,9 @@ def _judge(case: Case, found: Override, reach: str) -> Iterator[Finding]:
             f"{said}: it forces {target} code on a {gfx} chip, which lacks instructions of it and has silicon bugs that {target} code does not avoid."
         ]
         why.append("What that looks like: 100 % GPU without end, error 0x29 (aperture violation), resets, NaN or black images.")
+        unsafe, functions = case.judged(target)
+        if functions:
+            why.append(f"`rocm-patch scan` has read it: {unsafe:,} of {functions:,} functions for {target} are unsafe on a {gfx}.")
         yield finding("override_unsafe", "problem", 0.95, why, case.advise("native-wheel") + advice)
         return
     lacking = [torch for torch, coverage in coverages if torch in native and coverage.targets is not None and target not in coverage.targets]

@@ -98,6 +98,7 @@ def _answer(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"why": error.what}
         return
     seen: dict[tuple[str, bytes], tuple[int, str, str]] = {}
+    spots = blind_spots(loaded)
     for member, item in walk.items(task["path"]):
         if not isinstance(item, Code) or base(item.target) not in task["members"].get(member[: worker.NAME_LIMIT], ()):
             continue
@@ -106,7 +107,7 @@ def _answer(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
             compare(item.data, loaded, task["chip"], seen, found)
         except FormatError as error:
             yield {"why": f"{item.inside}: {error.what}"}
-        yield {"version": library.version, "found": vars(found)}
+        yield {"version": library.version, "spots": spots, "bytes": item.data.size, "found": vars(found)}
 
 
 def _plain(text: str) -> str:
