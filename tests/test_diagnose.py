@@ -12,7 +12,7 @@ from rocm_patch import images, knowledge, machine
 from rocm_patch.diagnose import diagnose
 from rocm_patch.diagnose.case import own_version
 from rocm_patch.diagnose.stack import same_instructions
-from rocm_patch.model import Gpu, Image, Images, Known, Package, Setting, TargetCode, TorchInstall, Trial, Trials
+from rocm_patch.model import Gpu, Image, Images, Known, Package, Safety, Setting, TargetCode, TorchInstall, Trial, Trials
 from rocm_patch.root import Root
 
 TABLES = knowledge.load()
@@ -327,3 +327,16 @@ def test_a_card_out_of_scope_is_named_and_not_judged():
     found, code = load("rx5700xt-native")
     result = diagnose(chip(found, "gfx1100"), code, TABLES)
     assert [(item.cause, item.severity) for item in result.findings] == [("unsupported_hw", "info")]
+
+
+def test_what_a_scan_found_of_forced_code_is_said(stack):
+    machine_ = with_override(chip(stack, "gfx1010"), "10.3.0")
+    held = holding(machine_, "gfx1030")
+    judged = replace(held.files[0], safety={"gfx1010": Safety(7, 0, {"inst-prefetch": 7}, "gfx1030", 40, 5)})
+
+    def words(found):
+        return [line for item in diagnose(machine_, found, TABLES).findings if item.cause == "override_unsafe" for line in item.why]
+
+    assert any("5 of 40 functions for gfx1030 are unsafe on a gfx1010" in line for line in words(Images((judged,))))
+    assert words(held)
+    assert not any("functions" in line for line in words(held))

@@ -70,7 +70,8 @@ def chip_of(gfx: str, override: str, knowledge: Knowledge) -> Chip:
     """A chip, and what the value of HSA_OVERRIDE_GFX_VERSION in force (empty: none) makes of it."""
     forced = coverage.forced(override) or "" if override else ""
     other = knowledge.gpus.get(forced)
-    return Chip(gfx, knowledge.gpus[gfx].generic, override, forced, other.generic if other else "")
+    own = knowledge.gpus.get(gfx)
+    return Chip(gfx, own.generic if own else "", override, forced, other.generic if other else "")
 
 
 def loaded(rows: Iterable[Image], chip: Chip) -> tuple[str, ...]:
