@@ -8,10 +8,11 @@ from datetime import date
 import pytest
 
 from recorded_machines import MACHINES
-from rocm_patch import images, knowledge, machine
+from rocm_patch import knowledge, machine
 from rocm_patch.diagnose import diagnose
 from rocm_patch.diagnose.case import own_version
 from rocm_patch.diagnose.stack import same_instructions
+from rocm_patch.images import installed
 from rocm_patch.model import Gpu, Image, Images, Known, Package, Safety, Setting, TargetCode, TorchInstall, Trial, Trials
 from rocm_patch.root import Root
 
@@ -21,7 +22,7 @@ TABLES = knowledge.load()
 def load(name):
     root = Root(str(MACHINES / name))
     found = machine.collect(root, TABLES)
-    return found, images.scan(root, found, TABLES)
+    return found, installed.scan(root, found, TABLES)
 
 
 def chip(found, gfx):
@@ -124,7 +125,7 @@ def test_half_a_device_package_pair_is_no_native_wheel():
     torch = found.torches[0]
     packages = tuple(package for package in torch.packages if package.name != "rocm-sdk-device-gfx1010")
     found = replace(found, torches=(replace(torch, packages=packages),))
-    code = images.scan(Root(str(MACHINES / "rx5700xt-native")), found, TABLES)
+    code = installed.scan(Root(str(MACHINES / "rx5700xt-native")), found, TABLES)
     assert "missing_code_object" in causes(found, code)
     assert "only one half" in code.files[0].unread[0]
 
@@ -311,7 +312,7 @@ def test_one_torch_that_needs_the_override_and_one_that_breaks_with_it():
         toolkit=Known("10.1.0", "x"),
     )
     both = replace(found, torches=(*found.torches, native))
-    result = diagnose(both, images.scan(Root(str(MACHINES / "rx6700xt-pytorch-org")), both, TABLES), TABLES)
+    result = diagnose(both, installed.scan(Root(str(MACHINES / "rx6700xt-pytorch-org")), both, TABLES), TABLES)
     assert [item.cause for item in result.findings if item.severity == "problem"] == ["override_wrong"]
     assert "needs it" in result.findings[0].why[0]
 

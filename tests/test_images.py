@@ -6,8 +6,9 @@ import pytest
 
 from images import build
 from recorded_machines import MACHINES
-from rocm_patch import images, knowledge, machine
+from rocm_patch import knowledge, machine
 from rocm_patch.diagnose.case import Case
+from rocm_patch.images import installed
 from rocm_patch.root import Root
 
 SITE = "home/user/cnn-training/venv/lib/python3.12/site-packages"
@@ -22,7 +23,7 @@ def test_a_library_of_a_torch_is_read(copy_of, content, store, unread):
     (site / "libtorch_hip.so").write_bytes(data)
     tables = knowledge.load()
     found = machine.collect(Root(str(root)), tables)
-    first = images.scan(Root(str(root)), found, tables).files[0]
+    first = installed.scan(Root(str(root)), found, tables).files[0]
     assert first.store == "fatbin"
     assert set(first.targets) == set(store)
     assert bool(first.unread) is unread
@@ -31,7 +32,7 @@ def test_a_library_of_a_torch_is_read(copy_of, content, store, unread):
 def test_a_recorded_tree_without_libraries_is_judged_by_names():
     tables = knowledge.load()
     root = Root(str(MACHINES / "rx5700xt-native"))
-    code = images.scan(root, machine.collect(root, tables), tables)
+    code = installed.scan(root, machine.collect(root, tables), tables)
     assert [(item.store, set(item.targets)) for item in code.files] == [("package name", {"gfx1010"})]
 
 
@@ -40,7 +41,7 @@ def coverage_of(root):
     tables = knowledge.load()
     place = Root(str(root))
     found = machine.collect(place, tables)
-    case = Case(found, images.scan(place, found, tables), None, tables)
+    case = Case(found, installed.scan(place, found, tables), None, tables)
     return case.coverage(case.rocm_torches[0])
 
 

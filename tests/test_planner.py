@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from recorded_machines import MACHINES
-from rocm_patch import images, knowledge, launch, machine, planner
+from rocm_patch import knowledge, launch, machine, planner
 from rocm_patch.diagnose import diagnose
 from rocm_patch.diagnose.case import Case
+from rocm_patch.images import installed
 from rocm_patch.machine import pythons
 from rocm_patch.model import Known, RefusedError, UsageError
 from rocm_patch.root import Root
@@ -21,7 +22,7 @@ PYTHONS = (("/usr/bin/python3.12", "3.12"),)
 def load(name):
     root = Root(str(MACHINES / name))
     found = machine.collect(root, TABLES)
-    return Case(found, images.scan(root, found, TABLES), None, TABLES)
+    return Case(found, installed.scan(root, found, TABLES), None, TABLES)
 
 
 def steps(case, **choices):

@@ -365,12 +365,12 @@ def test_nothing_that_says_who_stays_in_a_recording():
 
 
 def test_user_and_host_names_leave_a_recording():
-    from rocm_patch import images
+    from rocm_patch.images import installed
     from rocm_patch.model import SCHEMA, Recording
 
     root = Root(str(MACHINES / "rx5600xt-ubuntu2404-mission"))
     found = machine.collect(root, TABLES)
-    text = repr(redact.recording(Recording(SCHEMA, "x", found, images.scan(root, found, TABLES)), ("cnn-training", "rdna-box")))
+    text = repr(redact.recording(Recording(SCHEMA, "x", found, installed.scan(root, found, TABLES)), ("cnn-training", "rdna-box")))
     assert "cnn-training" not in text
     assert "rx5600xt-ubuntu2404-mission" not in text
     assert "gfx1010" in text

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 from recorded_machines import MACHINES, NAMES
-from rocm_patch import codec, images, knowledge, machine
+from rocm_patch import codec, knowledge, machine
+from rocm_patch.images import installed
 from rocm_patch.model import SCHEMA, Images, Known, Machine, Recording
 from rocm_patch.root import Root
 
@@ -41,7 +42,7 @@ def test_a_recording_file_gives_the_same_answer(machine_name, expected, tmp_path
     tables = knowledge.load()
     root = Root(str(MACHINES / machine_name))
     found = machine.collect(root, tables)
-    recording = Recording(SCHEMA, "test", found, images.scan(root, found, tables))
+    recording = Recording(SCHEMA, "test", found, installed.scan(root, found, tables))
     path = tmp_path / "recording.json"
     path.write_text(codec.dumps(recording))
     assert codec.loads(Recording, path.read_text(), "recording") == recording
@@ -68,5 +69,5 @@ def test_an_empty_root_is_answered(tmp_path):
     found = machine.collect(Root(str(tmp_path)), knowledge.load())
     assert found.gpus == ()
     assert isinstance(found, Machine)
-    assert images.scan(Root(str(tmp_path)), found, knowledge.load()) == Images()
+    assert installed.scan(Root(str(tmp_path)), found, knowledge.load()) == Images()
     assert found.platform.kfd_present == Known(False, "dev/kfd")

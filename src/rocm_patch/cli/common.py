@@ -105,8 +105,9 @@ def read_input(path: str, limit: int, hint: str) -> bytes:
 
 def case_of(root: str, machine: str = "", python: list[str] | None = None, trials: Trials | None = None) -> Case:
     """Collect, scan and put together what the rules ask about."""
-    from rocm_patch import codec, images, knowledge
+    from rocm_patch import codec, knowledge
     from rocm_patch.diagnose.case import Case
+    from rocm_patch.images import installed
     from rocm_patch.machine import collect
     from rocm_patch.model import Recording
 
@@ -121,7 +122,7 @@ def case_of(root: str, machine: str = "", python: list[str] | None = None, trial
         if not place.exists(path) and not os.path.exists(path):
             raise UsageError(f"--python {path}: there is no such file")
     found: Machine = collect(place, tables, interpreters=python or [], environment=dict(os.environ) if place.live else None)
-    case = Case(found, images.scan(place, found, tables), trials, tables)
+    case = Case(found, installed.scan(place, found, tables), trials, tables)
     return _with_safety(case) if place.live and case.gfx and case.images.files else case
 
 

@@ -112,12 +112,12 @@ def _chip(case: Case | None, target: str, tables: Knowledge) -> Chip | None:
 
 def _installed(case: Case | None) -> list[str]:
     """The torches' folders and the system's ROCm libraries."""
-    from rocm_patch import images
+    from rocm_patch.images import installed
     from rocm_patch.root import Root
 
     if case is None:
         return []
-    found = [place for torch in case.rocm_torches for place in images.places(Root("/"), torch)]
+    found = [place for torch in case.rocm_torches for place in installed.places(Root("/"), torch)]
     found += [f"{rocm.path}/lib" for rocm in case.machine.rocms if isinstance(rocm.version, Known)]
     return [place for place in found if os.path.isdir(place)]
 

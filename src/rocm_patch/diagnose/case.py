@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from rocm_patch.images import READ_STORES
 from rocm_patch.images.coverage import base, forced, loadable
+from rocm_patch.images.source import STORES
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.knowledge.conditions import Context, in_range, in_scope, parse_version, recommended
 from rocm_patch.model import Advice, Finding, Gpu, Image, Images, Known, Machine, Setting, Severity, TorchInstall, Trials, Unknown
@@ -98,7 +98,7 @@ class Case:
         """What a torch contains, by the best answer there is."""
         images = [image for image in self.images.files if image.path == torch.site or image.path.startswith(torch.site + "/")]
         # Torch's own code; what its libraries hold is asked below.
-        read = [image for image in images if image.store in READ_STORES and image.targets and _own(image, torch)]
+        read = [image for image in images if image.store in STORES and image.targets and _own(image, torch)]
         blas = [image for image in images if image.store == "tensile" and "/rocblas/" in image.path and image.targets]
         named = [image for image in images if image.store == "package name"]
         tagged = [image for image in images if image.store == "version tag"]
