@@ -14,10 +14,10 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import code_object, walk
 from rocm_patch.images.source import Code
 from rocm_patch.isa import Count, judge, rules
-from rocm_patch.model import FormatError
 
 
 @dataclass

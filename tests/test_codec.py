@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rocm_patch import codec
-from rocm_patch.model import Atomics, FormatError, Known, Plan, Step, Trial, Unknown
+from rocm_patch.errors import FormatError
+from rocm_patch.model import Atomics, Known, Plan, Step, Trial, Unknown
 
 names = st.text(min_size=1, max_size=12)
 plans = st.builds(

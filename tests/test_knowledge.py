@@ -9,9 +9,10 @@ import json
 import pytest
 
 from rocm_patch import knowledge
+from rocm_patch.errors import KnowledgeError
 from rocm_patch.knowledge import check
 from rocm_patch.knowledge.conditions import Context, holds, in_range, in_scope, parse_version, recommended, status
-from rocm_patch.model import Condition, Evidence, KnowledgeError
+from rocm_patch.model import Condition, Evidence
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from recorded_machines import MACHINES
 from rocm_patch import knowledge, launch, machine, planner
 from rocm_patch.diagnose import diagnose
 from rocm_patch.diagnose.case import Case
+from rocm_patch.errors import RefusedError, UsageError
 from rocm_patch.images import installed
 from rocm_patch.machine import pythons
-from rocm_patch.model import Known, RefusedError, UsageError
+from rocm_patch.model import Known
 from rocm_patch.root import Root
 
 TABLES = knowledge.load()

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocm_patch.model import Known, RefusedError, RocmPatchError, Unknown
+from rocm_patch.errors import RefusedError, RocmPatchError
+from rocm_patch.model import Known, Unknown
 from rocm_patch.root import ABSENT, Root, State, Tree, join, natural_key, parent_of, temporary_name
 
 # ------------------------------------------------------------------ reading

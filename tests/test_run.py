@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rocm_patch.model import RefusedError, RocmPatchError
+from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.run import check_program, run
 
 SH = "/bin/sh"

@@ -10,7 +10,7 @@ import pytest
 
 from images.build import S_ENDPGM, compressed_bundle, elf_object, library, plain_bundle
 from rocm_patch import safety
-from rocm_patch.images import walk
+from rocm_patch.images import rows, walk
 from rocm_patch.isa.llvm import find
 from rocm_patch.model import Image, TargetCode
 from rocm_patch.safety import Chip, judge, kernels, loaded, summed
@@ -47,7 +47,7 @@ def test_what_would_be_loaded(targets: tuple[str, ...], chip: Chip, expected: tu
 
 
 def scanned(path: Path) -> tuple[Image, ...]:
-    return tuple(image for candidate in walk.candidates([str(path)]) for image in walk.images(candidate.path))
+    return tuple(image for candidate in walk.candidates([str(path)]) for image in rows.images(candidate.path))
 
 
 def test_the_loaded_code_decides(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from images import build
 from rocm_patch import isa, knowledge, sanitize
+from rocm_patch.errors import FormatError, RefusedError, UsageError
 from rocm_patch.images import fatbin
 from rocm_patch.images.source import Bytes
 from rocm_patch.knowledge.conditions import recommended, status
-from rocm_patch.model import FormatError, RefusedError, UsageError
 from rocm_patch.sanitize import packed
 
 CHIP, CODE, GENERIC = "gfx1010", "gfx1030", "gfx10-3-generic"

@@ -18,10 +18,10 @@ import atheris
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests"))
 with atheris.instrument_imports(include=["rocm_patch"]):
+    from rocm_patch.errors import FormatError
     from rocm_patch.images import aotriton, code_object, fatbin, kpack, miopen, standalone, tensile
     from rocm_patch.images.source import Bytes, Code
     from rocm_patch.isa import judge, judges, sites
-    from rocm_patch.model import FormatError
 
 from images import build
 

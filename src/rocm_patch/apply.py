@@ -20,7 +20,8 @@ from rocm_patch.changes import KINDS, Kind, Locations, Tables, elevate, engine, 
 from rocm_patch.changes.engine import ManagedFile, ScopeStatus
 from rocm_patch.changes.journal import Journal, is_transaction
 from rocm_patch.changes.transaction import recover as recover_journal
-from rocm_patch.model import SCHEMA, FormatError, Plan, Receipt, RefusedError, RocmPatchError, Scope, UsageError
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError, UsageError
+from rocm_patch.model import SCHEMA, Plan, Receipt, Scope
 from rocm_patch.run import CLEAN
 
 NOTHING: Final = Receipt("", "nothing to undo", (), (), "", (), "")

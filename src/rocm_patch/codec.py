@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from rocm_patch.model import FormatError
+from rocm_patch.errors import FormatError
 
 T = TypeVar("T")
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from rocm_patch.diagnose.case import OVERRIDE, Case, own_version
 from rocm_patch.diagnose.folklore import effect_of, to_drop
 from rocm_patch.diagnose.stack import DROP_IN, legitimate_value
+from rocm_patch.errors import RefusedError, UsageError
 from rocm_patch.knowledge.conditions import in_range, in_scope, parse_version, recommended, status
-from rocm_patch.model import Diagnosis, RefusedError, Scope, Setting, Step, UsageError, WheelRow
+from rocm_patch.model import Diagnosis, Scope, Setting, Step, WheelRow
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rocm_patch.model import Known, RefusedError, RocmPatchError, Unknown
+from rocm_patch.errors import RefusedError, RocmPatchError
+from rocm_patch.model import Known, Unknown
 
 READ_LIMIT: Final = 1 << 20
 LINK_LIMIT: Final = 40

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import IO, Final
 
-from rocm_patch.model import RefusedError, RocmPatchError
+from rocm_patch.errors import RefusedError, RocmPatchError
 
 CLEAN: Final[Mapping[str, str]] = MappingProxyType({"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"})
 """The environment of a child unless another is named."""

@@ -14,7 +14,7 @@ import changes_support as support  # noqa: E402
 
 from rocm_patch.changes import environment  # noqa: E402
 from rocm_patch.changes.places import Locations  # noqa: E402
-from rocm_patch.model import RocmPatchError  # noqa: E402
+from rocm_patch.errors import RocmPatchError  # noqa: E402
 
 # The shell that verify starts writes nothing, and killing it is not what this is about.
 environment._source = lambda data, settings: []

@@ -11,7 +11,7 @@ import os
 import pytest
 from changes_support import CASES, DieAt, FailAt, Killed, Truth, clone, count_operations, do_apply, do_recover, do_rollback, prepare, snapshot
 
-from rocm_patch.model import EXIT_FINE, RocmPatchError
+from rocm_patch.errors import EXIT_FINE, RocmPatchError
 
 VERBS = ("apply", "rollback")
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rocm_patch import knowledge
 from rocm_patch.changes import Locations, environment, preview
 from rocm_patch.changes.environment import Setting, parse, text_of
-from rocm_patch.model import FormatError, RefusedError, Step
+from rocm_patch.errors import FormatError, RefusedError
+from rocm_patch.model import Step
 
 DROP_IN = "etc/profile.d/zz-rocm-patch.sh"
 SHELLS = [shell for shell in ("sh", "dash", "bash", "zsh", "busybox") if shutil.which(shell)]

@@ -32,7 +32,8 @@ import rocm_patch
 from rocm_patch.apply import apply, how_to_remove, rollback, status
 from rocm_patch.changes import Locations, facts, preview
 from rocm_patch.changes.journal import Journal
-from rocm_patch.model import EXIT_REFUSED, FormatError, Plan, RefusedError, RocmPatchError, Step
+from rocm_patch.errors import EXIT_REFUSED, FormatError, RefusedError, RocmPatchError
+from rocm_patch.model import Plan, Step
 from rocm_patch.root import Tree
 
 DROP_IN = "etc/profile.d/zz-rocm-patch.sh"
@@ -356,7 +357,7 @@ import sys
 sys.path[:0] = sys.argv[1:3]
 import changes_support as support
 from rocm_patch.changes.places import Locations
-from rocm_patch.model import RefusedError
+from rocm_patch.errors import RefusedError
 root = sys.argv[3]
 plan = support.plan_for(support.CASES["five"], Locations(root))
 print("ready", flush=True)

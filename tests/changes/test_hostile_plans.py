@@ -17,7 +17,8 @@ from rocm_patch import codec, knowledge
 from rocm_patch.apply import apply, rollback
 from rocm_patch.changes import KINDS, Locations, facts, preview
 from rocm_patch.changes.environment import parse
-from rocm_patch.model import FormatError, Plan, RefusedError, RocmPatchError, Step
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
+from rocm_patch.model import Plan, Step
 
 DROP_IN = "etc/profile.d/zz-rocm-patch.sh"
 MANAGED = {"/etc/profile.d/zz-rocm-patch.sh", "/home/u/.config/environment.d/90-rocm-patch.conf"}

@@ -21,7 +21,7 @@ import pytest
 from changes_support import CASES, DieAt, Killed, Truth, clone, do_apply, do_recover, prepare
 
 import rocm_patch
-from rocm_patch.model import RefusedError
+from rocm_patch.errors import RefusedError
 
 SOURCE = str(Path(rocm_patch.__file__).parents[1])
 DRIVER = str(Path(__file__).with_name("driver.py"))

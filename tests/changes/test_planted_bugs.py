@@ -33,7 +33,7 @@ from rocm_patch.changes import transaction
 from rocm_patch.changes.journal import Journal
 from rocm_patch.changes.places import Locations
 from rocm_patch.changes.transaction import Transaction
-from rocm_patch.model import RocmPatchError
+from rocm_patch.errors import RocmPatchError
 from rocm_patch.root import ABSENT, Tree, join, parent_of
 
 FIVE = CASES["five"]

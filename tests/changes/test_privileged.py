@@ -18,7 +18,8 @@ from changes_support import STATE, prepare, snapshot
 import rocm_patch
 from rocm_patch import codec, knowledge
 from rocm_patch.changes import Locations, facts, privileged
-from rocm_patch.model import EXIT_REFUSED, SCHEMA, Plan, Receipt, RefusedError, Step
+from rocm_patch.errors import EXIT_REFUSED, RefusedError
+from rocm_patch.model import SCHEMA, Plan, Receipt, Step
 
 SOURCE = str(Path(rocm_patch.__file__).parents[1])
 PYTHON = privileged.PYTHON
@@ -261,7 +262,8 @@ verb, root, home, zipapp = sys.argv[2:6]
 from rocm_patch import codec
 from rocm_patch.apply import apply, rollback, recover, status, facts
 from rocm_patch.changes import Locations, elevate
-from rocm_patch.model import Plan, RocmPatchError, Step
+from rocm_patch.errors import RocmPatchError
+from rocm_patch.model import Plan, Step
 locations = Locations(root, "", "", "", home + "/.cache")
 steps = codec.decode(tuple[Step, ...], json.loads(sys.argv[6]), "steps")
 asked = []

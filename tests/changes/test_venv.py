@@ -21,7 +21,8 @@ from rocm_patch import knowledge
 from rocm_patch.apply import apply, how_to_remove, recover, rollback, status
 from rocm_patch.changes import Locations, facts, preview, venv
 from rocm_patch.changes.grown import MARKER
-from rocm_patch.model import SCHEMA, FormatError, Plan, RefusedError, RocmPatchError, Step
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
+from rocm_patch.model import SCHEMA, Plan, Step
 
 needs_venv = pytest.mark.skipif(importlib.util.find_spec("ensurepip") is None, reason="this Python has no ensurepip, so it makes no venv")
 TORCH = "2.14.0+rocm10.1.0"

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from images import build
+from rocm_patch.errors import FormatError
 from rocm_patch.images import code_object
 from rocm_patch.images.source import Bytes
-from rocm_patch.model import FormatError
 
 
 @pytest.mark.parametrize(

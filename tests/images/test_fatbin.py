@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from images import build
+from rocm_patch.errors import FormatError
 from rocm_patch.images import fatbin, flow, inflate
 from rocm_patch.images.source import Bytes, Unread
-from rocm_patch.model import FormatError
 
 TWO = {target: build.elf_object(target) for target in ("gfx1010:xnack-", "gfx1030")}
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from images.build import elf_object
+from rocm_patch.errors import FormatError
 from rocm_patch.images import code_object, kpack
 from rocm_patch.images.source import Bytes, Code, Unread
-from rocm_patch.model import FormatError
 
 if sys.version_info >= (3, 14):
     from compression import zstd

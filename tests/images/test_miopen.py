@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from images.build import elf_object
+from rocm_patch.errors import FormatError
 from rocm_patch.images import miopen
 from rocm_patch.images.source import Bytes, Code, Unread
-from rocm_patch.model import FormatError
 
 CREATE = (
     "CREATE TABLE IF NOT EXISTS `kern_db` (`id` INTEGER PRIMARY KEY ASC,`kernel_name` TEXT NOT NULL,`kernel_args` TEXT NOT NULL"

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import sqlite
 from rocm_patch.images.source import Bytes
-from rocm_patch.model import FormatError
 
 SCHEMA = "CREATE TABLE other(x); CREATE TABLE `t` (`id` INTEGER PRIMARY KEY ASC,`name` TEXT NOT NULL,[size] INT CHECK (size >= 0, 1), blob BLOB)"
 Row = tuple[str, int, bytes]

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from images.build import compressed_bundle, elf_object, plain_bundle
+from rocm_patch.errors import FormatError
 from rocm_patch.images import tensile
 from rocm_patch.images.source import Bytes, Code, Source, Unread
-from rocm_patch.model import FormatError
 
 SS = "TensileLibrary_Type_SS_Contraction_l_Alik_Bljk_Cijk_Dijk"
 HH = "TensileLibrary_Type_HH_Contraction_l_Alik_Bljk_Cijk_Dijk"

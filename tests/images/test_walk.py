@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from images import build
-from rocm_patch.images import archive, coverage, pool, split, walk, worker
+from rocm_patch.errors import FormatError
+from rocm_patch.images import archive, coverage, pool, rows, split, walk, worker
 from rocm_patch.images.files import open_file
 from rocm_patch.images.source import Bytes, Unread
-from rocm_patch.model import FormatError, Image, TargetCode
+from rocm_patch.model import Image, TargetCode
 
 OBJECT = build.elf_object("gfx1010", ["a", "b"])
 LIBRARY = build.library(build.plain_bundle({"gfx1010": OBJECT, "gfx1030": build.elf_object("gfx1030", ["a", "b", "c"])}))
@@ -47,7 +48,7 @@ def scanned(*paths, **options):
 
 def test_a_library_is_one_row_with_kernels_and_bytes(tmp_path):
     (tmp_path / "libx.so").write_bytes(LIBRARY)
-    [image] = walk.images(str(tmp_path / "libx.so"))
+    [image] = rows.images(str(tmp_path / "libx.so"))
     assert image == Image(str(tmp_path / "libx.so"), "", "fatbin", {"gfx1010": TargetCode(2, len(OBJECT)), "gfx1030": image.targets["gfx1030"]}, ())
     assert image.targets["gfx1030"].kernels == 3
 
@@ -90,7 +91,7 @@ def test_large_members_are_unpacked_to_a_nameless_file(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MEMORY_LIMIT", 1000)
     with zipfile.ZipFile(tmp_path / "x.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr("libx.so", LIBRARY)
-    [image] = walk.images(str(tmp_path / "x.whl"))
+    [image] = rows.images(str(tmp_path / "x.whl"))
     assert image.targets["gfx1010"].kernels == 2
 
 
@@ -105,13 +106,13 @@ def test_split_libraries_are_followed(tmp_path):
     (tmp_path / ".kpack").mkdir()
     (tmp_path / "lib/libx.so").write_bytes(reference("../.kpack/x_@GFXARCH@.kpack"))
     (tmp_path / ".kpack/x_gfx1010.kpack").write_bytes(kpack({"lib/libx.so#0": {"gfx1010": OBJECT}, "lib/other.so#0": {"gfx1030": OBJECT}}))
-    [image] = walk.images(str(tmp_path / "lib/libx.so"))
+    [image] = rows.images(str(tmp_path / "lib/libx.so"))
     assert (image.store, dict(image.targets), image.unread) == ("kpack", {"gfx1010": TargetCode(2, len(OBJECT))}, ())
 
 
 def test_a_split_library_without_its_archive_is_told(tmp_path):
     (tmp_path / "libx.so").write_bytes(reference("../.kpack/x_@GFXARCH@.kpack", "../../etc/passwd"))
-    [image] = walk.images(str(tmp_path / "libx.so"))
+    [image] = rows.images(str(tmp_path / "libx.so"))
     assert image.targets == {}
     assert [why.rpartition("points to ")[2] for why in image.unread] == [
         "../.kpack/x_@GFXARCH@.kpack, which is not there",
@@ -141,7 +142,7 @@ def test_changed_zip_files_give_rows(tmp_path_factory, changes, cut):
     for place, value in changes:
         data[-1 - place % len(data)] = value
     path.write_bytes(data[: len(data) - cut] if cut % 2 else data)
-    assert all(image.targets or image.unread for image in walk.images(str(path)))
+    assert all(image.targets or image.unread for image in rows.images(str(path)))
 
 
 def test_a_zip_bomb_is_stopped(tmp_path, monkeypatch):
@@ -149,7 +150,7 @@ def test_a_zip_bomb_is_stopped(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "bomb.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr("libx.so", LIBRARY + bytes(100 << 20))
         wheel.writestr("liby.so", LIBRARY)
-    found = {image.inside: image for image in walk.images(str(tmp_path / "bomb.whl"))}
+    found = {image.inside: image for image in rows.images(str(tmp_path / "bomb.whl"))}
     assert "become more than" in found["libx.so"].unread[0]
     assert found["liby.so"].targets["gfx1010"].kernels == 2
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rocm_patch.errors import RocmPatchError
 from rocm_patch.isa import table
 from rocm_patch.isa.decode import NONE, decode
 from rocm_patch.isa.llvm import Disassembler, find, open_library
-from rocm_patch.model import RocmPatchError
 
 
 def test_the_table_says_what_the_chips_differ_in() -> None:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from images.build import S_ENDPGM, elf_object
+from rocm_patch.errors import FormatError
 from rocm_patch.images.source import Bytes
 from rocm_patch.isa import Count, Site, cache, judge, judges, rules, sites
 from rocm_patch.isa.hazards import CHECKS
 from rocm_patch.isa.stretch import FUNCTION_LIMIT
 from rocm_patch.knowledge import load
-from rocm_patch.model import FormatError
 
 PREFETCH = struct.pack("<I", 0xBFA00003)
 DOT2 = struct.pack("<2I", 0xCC134000, 0x1C0E0501)  # v_dot2_f32_f16 v0, v1, v2, v3

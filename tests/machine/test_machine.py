@@ -11,8 +11,9 @@ import pytest
 
 from recorded_machines import MACHINES
 from rocm_patch import knowledge, machine
+from rocm_patch.errors import FormatError
 from rocm_patch.machine import gpus, recorded, redact, settings, torches, user
-from rocm_patch.model import FormatError, Known, Unknown
+from rocm_patch.model import Known, Unknown
 from rocm_patch.root import Root, natural_key
 
 TABLES = knowledge.load()

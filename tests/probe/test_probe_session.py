@@ -17,7 +17,8 @@ import pytest
 from probe_support import PRELUDE, kit, probe
 
 from rocm_patch import codec
-from rocm_patch.model import FormatError, KnowledgeError, RefusedError, Trials, UsageError
+from rocm_patch.errors import FormatError, KnowledgeError, RefusedError, UsageError
+from rocm_patch.model import Trials
 from rocm_patch.probe import kernel_log, latest, load, record, session, table
 
 CONV = {"level": "disruptive", "configurations": ()}

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from rocm_patch import codec
 from rocm_patch.changes import privileged
 from rocm_patch.changes.places import Ground, Locations
-from rocm_patch.model import EXIT_REFUSED, EXIT_USAGE, FormatError, RefusedError, RocmPatchError, UsageError
+from rocm_patch.errors import EXIT_REFUSED, EXIT_USAGE, FormatError, RefusedError, RocmPatchError, UsageError
 from rocm_patch.run import run
 
 T = TypeVar("T")

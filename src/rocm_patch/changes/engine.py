@@ -14,7 +14,8 @@ from rocm_patch.changes.kind import Change, Kind, Look, Needs, Tables, Work
 from rocm_patch.changes.places import Ground
 from rocm_patch.changes.record import GONE, RECORD_SCHEMA, Entry, Record, Shape, digest, shape_of
 from rocm_patch.changes.transaction import Transaction, compose, recover
-from rocm_patch.model import Receipt, RefusedError, RocmPatchError, Step
+from rocm_patch.errors import RefusedError, RocmPatchError
+from rocm_patch.model import Receipt, Step
 from rocm_patch.root import State
 
 Say = Callable[[str], None]

@@ -14,7 +14,8 @@ from typing import Final
 
 from rocm_patch.changes.kind import Change, Kind, Look, Tables, Work
 from rocm_patch.changes.places import Ground
-from rocm_patch.model import FormatError, RefusedError, RocmPatchError, SettingRow, Step
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
+from rocm_patch.model import SettingRow, Step
 from rocm_patch.root import State
 from rocm_patch.run import CLEAN, run
 

@@ -8,7 +8,7 @@ import os
 from typing import Final
 
 from rocm_patch.changes.record import digest
-from rocm_patch.model import RefusedError
+from rocm_patch.errors import RefusedError
 from rocm_patch.root import TEMPORARY_PREFIX, State, Tree, join, parent_of, temporary_name
 
 MARKER: Final = ".rocm-patch"

@@ -23,7 +23,7 @@ from rocm_patch import codec
 from rocm_patch.changes import grown
 from rocm_patch.changes.places import Ground
 from rocm_patch.changes.record import Record, Shape, digest, state_of
-from rocm_patch.model import FormatError, RefusedError, RocmPatchError
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.root import ABSENT, State, join, parent_of, temporary_name
 
 PLAN: Final = "plan"

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from rocm_patch.model import RefusedError, Scope
+from rocm_patch.errors import RefusedError
+from rocm_patch.model import Scope
 from rocm_patch.root import Operation, Tree
 
 NAME: Final = "rocm-patch"

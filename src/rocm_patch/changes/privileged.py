@@ -15,13 +15,13 @@ import sys
 from typing import Final
 
 from rocm_patch import knowledge
-from rocm_patch.model import RefusedError
+from rocm_patch.errors import RefusedError
 
 INSTALLED: Final = "/usr/local/libexec/rocm-patch-root.pyz"
 PYTHON: Final = "/usr/bin/python3"
 NAME: Final = "rocm-patch-root.pyz"
 MODULES: Final = (
-    "__init__.py", "model.py", "codec.py", "root.py", "run.py", "apply.py", "knowledge/__init__.py",
+    "__init__.py", "errors.py", "model.py", "codec.py", "root.py", "run.py", "apply.py", "knowledge/__init__.py",
     "changes/__init__.py", "changes/elevate.py", "changes/engine.py", "changes/environment.py", "changes/grown.py",
     "changes/journal.py", "changes/kind.py", "changes/places.py", "changes/privileged.py", "changes/record.py",
     "changes/transaction.py", "changes/undo.py", "changes/venv.py",

@@ -14,7 +14,8 @@ from typing import Final
 from rocm_patch.changes import grown
 from rocm_patch.changes.journal import Journal
 from rocm_patch.changes.record import GONE, Entry, Record, Shape, fits, shape_of
-from rocm_patch.model import Receipt, RefusedError, RocmPatchError
+from rocm_patch.errors import RefusedError, RocmPatchError
+from rocm_patch.model import Receipt
 from rocm_patch.root import parent_of
 
 STRANGERS_NAMED: Final = 20

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from rocm_patch.changes import grown
 from rocm_patch.changes.kind import Change, Kind, Look, Tables, Work
-from rocm_patch.model import RefusedError, RocmPatchError, Step
+from rocm_patch.errors import RefusedError, RocmPatchError
+from rocm_patch.model import Step
 from rocm_patch.run import CLEAN, run
 
 PLACEHOLDER: Final = "0.0.1.dev0"

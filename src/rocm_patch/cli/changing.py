@@ -9,19 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rocm_patch.cli.common import JsonOption, MachineOption, PythonOption, RootOption, YesOption, case_of, diagnosis_of, read_input, root_of, verb
-from rocm_patch.model import (
-    EXIT_FINE,
-    EXIT_NEEDS_RESTART,
-    EXIT_PROBLEMS,
-    EXIT_REFUSED,
-    SCHEMA,
-    Diagnosis,
-    Plan,
-    Receipt,
-    RefusedError,
-    Step,
-    UsageError,
-)
+from rocm_patch.errors import EXIT_FINE, EXIT_NEEDS_RESTART, EXIT_PROBLEMS, EXIT_REFUSED, RefusedError, UsageError
+from rocm_patch.model import SCHEMA, Diagnosis, Plan, Receipt, Step
 
 if TYPE_CHECKING:
     from rocm_patch.changes import Locations

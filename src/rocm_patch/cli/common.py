@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from rocm_patch.model import EXIT_PROBLEMS, EXIT_REFUSED, Known, Machine, RefusedError, RocmPatchError, UsageError
+from rocm_patch.errors import EXIT_PROBLEMS, EXIT_REFUSED, RefusedError, RocmPatchError, UsageError
+from rocm_patch.model import Known, Machine
 
 if TYPE_CHECKING:
     from rocm_patch.diagnose.case import Case

@@ -11,7 +11,8 @@ import typer
 from rocm_patch.cli.changing import IndexOption, VenvPythonOption, confirmed, finish, locations_of, plan_of, show_plan, split, steps_of
 from rocm_patch.cli.common import PythonOption, RootOption, YesOption, case_of, diagnosis_of, verb
 from rocm_patch.cli.probing import NO_TORCH_HINT, exit_code, state_home
-from rocm_patch.model import EXIT_FINE, EXIT_PROBLEMS, EXIT_REFUSED, Known, RocmPatchError, Trial, Trials
+from rocm_patch.errors import EXIT_FINE, EXIT_PROBLEMS, EXIT_REFUSED, RocmPatchError
+from rocm_patch.model import Known, Trial, Trials
 
 if TYPE_CHECKING:
     from rocm_patch.diagnose.case import Case

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from rocm_patch.cli.common import JsonOption, MachineOption, PythonOption, RootOption, case_of, diagnosis_of, verb
-from rocm_patch.model import EXIT_FINE, EXIT_INCONCLUSIVE, EXIT_PROBLEMS, SCHEMA, UsageError
+from rocm_patch.errors import EXIT_FINE, EXIT_INCONCLUSIVE, EXIT_PROBLEMS, UsageError
+from rocm_patch.model import SCHEMA
 
 
 def register(app: typer.Typer) -> None:

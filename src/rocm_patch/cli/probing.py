@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rocm_patch.cli.common import JsonOption, case_of, torch_python, verb
-from rocm_patch.model import EXIT_FINE, EXIT_INCONCLUSIVE, EXIT_PROBLEMS, RocmPatchError, Trials
+from rocm_patch.errors import EXIT_FINE, EXIT_INCONCLUSIVE, EXIT_PROBLEMS, RocmPatchError
+from rocm_patch.model import Trials
 
 if TYPE_CHECKING:
     from rocm_patch.model import Trial

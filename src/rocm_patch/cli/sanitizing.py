@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rocm_patch.cli.common import JsonOption, case_of, verb
-from rocm_patch.model import RefusedError, UsageError
+from rocm_patch.errors import RefusedError, UsageError
 
 _FAMILY = "gfx1030"
 """Whose code an RDNA1 card loads under the override that people use."""

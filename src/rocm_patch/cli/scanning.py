@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rocm_patch.cli.common import JsonOption, verb
-from rocm_patch.model import EXIT_FINE, EXIT_INCONCLUSIVE, EXIT_PROBLEMS, Image, Known, UsageError
+from rocm_patch.errors import EXIT_FINE, EXIT_INCONCLUSIVE, EXIT_PROBLEMS, UsageError
+from rocm_patch.model import Image, Known
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

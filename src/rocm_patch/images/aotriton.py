@@ -15,10 +15,10 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import inflate
 from rocm_patch.images.source import Bytes, Item, Source, Unread, Window
 from rocm_patch.images.unwrap import device_code, few, is_code
-from rocm_patch.model import FormatError
 
 NAME: Final = "aotriton"
 MAGIC: Final = b"AKS2"

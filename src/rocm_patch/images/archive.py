@@ -9,11 +9,11 @@ import zipfile
 import zlib
 from typing import IO, Final, cast
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import inflate
 from rocm_patch.images.files import File
 from rocm_patch.images.flow import MEMORY_LIMIT, Owned, write
 from rocm_patch.images.source import Bytes, Source, Window
-from rocm_patch.model import FormatError
 
 MAGIC: Final = b"PK\x03\x04"
 DIRECTORY_LIMIT: Final = 4 << 20

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import elf
 from rocm_patch.images.machs import GCN
 from rocm_patch.images.source import Source
-from rocm_patch.model import FormatError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,8 +12,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images.source import Source
-from rocm_patch.model import FormatError
 
 MAGIC: Final = b"\x7fELF\x02\x01"
 """Class 64, little-endian."""

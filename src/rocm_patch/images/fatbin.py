@@ -20,10 +20,10 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import elf, pe
 from rocm_patch.images.flow import Flow
 from rocm_patch.images.source import Code, Item, Source, Unread, Window
-from rocm_patch.model import FormatError
 
 NAME: Final = "fatbin"
 COMPRESSED_NAME: Final = "compressed fatbin"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
-from rocm_patch.model import FormatError
+from rocm_patch.errors import FormatError
 
 READ_LIMIT: Final = 1 << 30
 """Bytes in one read; nobody who asks for more means it."""

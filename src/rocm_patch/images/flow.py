@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Generator, Iterator
 from typing import Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import inflate
 from rocm_patch.images.files import File, scratch
 from rocm_patch.images.source import Bytes, Source
-from rocm_patch.model import FormatError
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images.source import Source
-from rocm_patch.model import FormatError
 
 if sys.version_info >= (3, 14):
     from compression import zstd as _zstd

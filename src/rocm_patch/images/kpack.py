@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import inflate
 from rocm_patch.images.message import unpack
 from rocm_patch.images.source import Code, Item, Source, Unread, Window
 from rocm_patch.images.unwrap import few
-from rocm_patch.model import FormatError
 
 NAME: Final = "kpack"
 MAGIC: Final = b"KPAK"

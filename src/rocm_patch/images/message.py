@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]
 
-from rocm_patch.model import FormatError
+from rocm_patch.errors import FormatError
 
 CONTAINER_LIMIT: Final = 1 << 18
 """Maps and lists in one table."""

@@ -16,10 +16,10 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import inflate, sqlite
 from rocm_patch.images.source import Code, Item, Source, Unread
 from rocm_patch.images.unwrap import device_code, few, is_code
-from rocm_patch.model import FormatError
 
 NAME: Final = "miopen"
 TABLE: Final = "kern_db"

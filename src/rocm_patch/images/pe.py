@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images.source import Source
-from rocm_patch.model import FormatError
 
 MAGIC: Final = b"MZ"
 _HEADER: Final = struct.Struct("<4sHHIIIHH")

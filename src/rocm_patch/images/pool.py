@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rocm_patch.images.walk import Candidate, Rows
+from rocm_patch.images.rows import Rows
+from rocm_patch.images.walk import Candidate
 from rocm_patch.images.worker import seconds
 from rocm_patch.model import Image
 from rocm_patch.run import CLEAN

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from rocm_patch.model import FormatError
+from rocm_patch.errors import FormatError
 
 __all__ = ["STORES", "Bytes", "Code", "Item", "Source", "Unread", "Window"]
 

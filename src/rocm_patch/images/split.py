@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import elf, fatbin, kpack, pe
 from rocm_patch.images.message import unpack
 from rocm_patch.images.source import Item, Source, Unread
-from rocm_patch.model import FormatError
 
 SECTIONS: Final = (".rocm_kpack_ref", ".kpackrf")
 PLACEHOLDER: Final = "@GFXARCH@"

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images.source import Bytes, Source, Window
-from rocm_patch.model import FormatError
 
 MAGIC: Final = b"SQLite format 3\0"
 ROW_LIMIT: Final = 1 << 17

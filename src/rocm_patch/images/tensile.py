@@ -14,10 +14,10 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images.message import unpack
 from rocm_patch.images.source import Item, Source, Unread
 from rocm_patch.images.unwrap import device_code
-from rocm_patch.model import FormatError
 
 NAME: Final = "tensile"
 CATALOGUE_LIMIT: Final = 4 << 20

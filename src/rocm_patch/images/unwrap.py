@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import code_object, elf, fatbin
 from rocm_patch.images.source import Code, Item, Source, Unread
-from rocm_patch.model import FormatError
 
 UNREAD_LIMIT: Final = 64
 """Things of one file told as unread one by one; the rest is counted."""

@@ -1,4 +1,4 @@
-"""Paths to device code: folders to files, files and the members of wheels to readers, what they find to rows.
+"""Paths to device code: folders to files, files and the members of wheels to readers, what they find to items.
 
 To add a container format: one module with NAME, `recognise` and `read`, and its word in FORMATS.
 """
@@ -11,23 +11,18 @@ import posixpath
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import aotriton, archive, code_object, fatbin, kpack, miopen, split, standalone, tensile
 from rocm_patch.images.files import File, open_file
 from rocm_patch.images.source import Item, Source, Unread
-from rocm_patch.model import FormatError, Image, TargetCode
 
 HEAD: Final = 64
 """Bytes by which a format is recognised."""
 FILE_LIMIT: Final = 1 << 20
 """Files in the folders of one call."""
-UNREAD_LIMIT: Final = 16
-"""Reasons told of one row; the rest is counted."""
-TARGET_LIMIT: Final = 256
-"""Targets in one row; LLVM knows some sixty, with features twice as many."""
-_REASON_LIMIT: Final = 1000
 _NEVER: Final = (
     ".py",
     ".pyc",
@@ -125,39 +120,6 @@ def items(path: str) -> Iterator[tuple[str, Item]]:
         yield "", Unread("object", "", error.what)
 
 
-@dataclass
-class Rows:
-    """Items added up, one row a member and kind of container."""
-
-    path: str
-    _targets: dict[tuple[str, str], dict[str, TargetCode]] = field(default_factory=dict)
-    _unread: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-
-    def code(self, member: str, store: str, target: str, kernels: int, size: int) -> None:
-        """Add code; `kernels` -1: not counted."""
-        row = self._targets.setdefault((member, store), {})
-        if target not in row and len(row) >= TARGET_LIMIT:
-            self.unread(member, store, f"more than {TARGET_LIMIT} targets")
-            return
-        old = row.get(target, TargetCode(-1, 0))
-        both = kernels if old.kernels < 0 else old.kernels if kernels < 0 else old.kernels + kernels
-        row[target] = TargetCode(both, old.bytes + size)
-
-    def unread(self, member: str, store: str, why: str) -> None:
-        """Add a reason."""
-        self._targets.setdefault((member, store), {})
-        reasons = self._unread.setdefault((member, store), [])
-        if len(reasons) < _REASON_LIMIT and why not in reasons[-1:]:
-            reasons.append(why)
-
-    def images(self) -> tuple[Image, ...]:
-        """One row a member and store, members in reading order."""
-        return tuple(
-            Image(self.path, member, store, dict(sorted(targets.items())), _few(self._unread.get((member, store), [])))
-            for (member, store), targets in self._targets.items()
-        )
-
-
 def tell(item: Item, count: bool) -> tuple[tuple[str, str, int, int] | None, tuple[str, str] | None]:
     """An item in plain values: (store, target, kernels or -1, bytes), and (store, why) of what could not be read."""
     if isinstance(item, Unread):
@@ -172,24 +134,6 @@ def tell(item: Item, count: bool) -> tuple[tuple[str, str, int, int] | None, tup
         where = f"{item.inside}: " if item.inside else ""
         return (item.store, item.target, -1, 0), (item.store, f"{where}{item.target}: {error.what}")
     return (item.store, item.target, kernels, size), None
-
-
-def images(path: str, count: bool = True) -> tuple[Image, ...]:
-    """The rows of one file, in this process. Files of unknown origin are for `pool`."""
-    rows = Rows(path)
-    for member, item in items(path):
-        found, why = tell(item, count)
-        if found:
-            rows.code(member, *found)
-        if why:
-            rows.unread(member, *why)
-    return rows.images()
-
-
-def _few(reasons: list[str]) -> tuple[str, ...]:
-    distinct = list(dict.fromkeys(reasons))
-    more = len(distinct) - UNREAD_LIMIT
-    return tuple(distinct) if more <= 0 else (*distinct[:UNREAD_LIMIT], f"and {more} more reasons")
 
 
 def _below(folder: str) -> Iterator[str | Candidate]:

@@ -13,11 +13,11 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any, Final
 
+from rocm_patch.errors import KnowledgeError
 from rocm_patch.images import code_object
 from rocm_patch.images.code_object import CodeObject, Function
 from rocm_patch.images.source import Source
 from rocm_patch.isa.table import letter
-from rocm_patch.model import KnowledgeError
 
 __all__ = ["Count", "Judgement", "Site", "judge", "judges", "rules", "sites", "stretches"]
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rocm_patch.model import RocmPatchError
+from rocm_patch.errors import RocmPatchError
 
 __all__ = ["GOOD", "Disassembler", "Library", "find", "open_library"]
 

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import numpy
 
+from rocm_patch.errors import FormatError
 from rocm_patch.isa import facts, table
 from rocm_patch.isa.decode import Instructions, decode
 from rocm_patch.isa.facts import EXEC, Is
 from rocm_patch.isa.flow import blocks
 from rocm_patch.isa.hazards import Code
-from rocm_patch.model import FormatError
 
 __all__ = ["FUNCTION_LIMIT", "prepare"]
 

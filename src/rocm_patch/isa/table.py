@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy
 
-from rocm_patch.model import KnowledgeError
+from rocm_patch.errors import KnowledgeError
 
 __all__ = ["ENCODINGS", "WAVE", "Opcodes", "letter", "load"]
 

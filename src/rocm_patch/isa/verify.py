@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from rocm_patch.errors import FormatError, RocmPatchError
 from rocm_patch.images import code_object, walk, worker
 from rocm_patch.images.coverage import base
 from rocm_patch.images.source import Code, Source
 from rocm_patch.isa import stretches, table
 from rocm_patch.isa.llvm import Disassembler, open_library
-from rocm_patch.model import FormatError, RocmPatchError
 
 __all__ = ["Comparison", "blind_spots", "compare"]
 

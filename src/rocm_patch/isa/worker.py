@@ -10,12 +10,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import walk, worker
 from rocm_patch.images.coverage import base
 from rocm_patch.images.source import Code, Source
 from rocm_patch.isa import judge
 from rocm_patch.isa.cache import Cache, key, to_json
-from rocm_patch.model import FormatError
 
 RATE: Final = 2 << 20
 """Bytes of code a second at which a judge counts as stuck; 14 MB/s are usual."""

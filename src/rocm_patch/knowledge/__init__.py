@@ -16,19 +16,8 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from rocm_patch import codec
-from rocm_patch.model import (
-    ContentRow,
-    DeviceRow,
-    Evidence,
-    FormatError,
-    GpuRow,
-    KnowledgeError,
-    LauncherRow,
-    RemedyRow,
-    SettingRow,
-    Signature,
-    WheelRow,
-)
+from rocm_patch.errors import FormatError, KnowledgeError
+from rocm_patch.model import ContentRow, DeviceRow, Evidence, GpuRow, LauncherRow, RemedyRow, SettingRow, Signature, WheelRow
 
 T = TypeVar("T")
 

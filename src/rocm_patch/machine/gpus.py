@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rocm_patch.errors import FormatError
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.machine import atomics
 from rocm_patch.machine.recorded import Recorded
 from rocm_patch.machine.user import User, may_open
-from rocm_patch.model import Atomics, Fact, FormatError, Gpu, Known, Unknown
+from rocm_patch.model import Atomics, Fact, Gpu, Known, Unknown
 from rocm_patch.root import Root
 
 TOPOLOGY = "sys/class/kfd/kfd/topology/nodes"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from rocm_patch.model import FormatError, Known
+from rocm_patch.errors import FormatError
+from rocm_patch.model import Known
 from rocm_patch.root import Root
 
 FILE = "recording.toml"

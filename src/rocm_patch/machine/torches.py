@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rocm_patch.model import Fact, Known, Package, RocmPatchError, TorchInstall, Unknown
+from rocm_patch.errors import RocmPatchError
+from rocm_patch.model import Fact, Known, Package, TorchInstall, Unknown
 from rocm_patch.root import Root
 
 PLACEHOLDER = "0.0.1.dev0"

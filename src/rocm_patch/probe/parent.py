@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from rocm_patch.model import UsageError
+from rocm_patch.errors import UsageError
 
 KEEP: Final = 128 << 10
 """Bytes of output kept at each end."""

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from rocm_patch import codec
-from rocm_patch.model import FormatError, RefusedError, Trial, Trials
+from rocm_patch.errors import FormatError, RefusedError
+from rocm_patch.model import Trial, Trials
 from rocm_patch.root import State, Tree, parent_of
 
 T = TypeVar("T")

@@ -16,7 +16,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from rocm_patch import codec
-from rocm_patch.model import RefusedError, Trial, Trials, UsageError
+from rocm_patch.errors import RefusedError, UsageError
+from rocm_patch.model import Trial, Trials
 from rocm_patch.probe import parent, verdict
 from rocm_patch.probe.kernel_log import KernelLog
 from rocm_patch.probe.record import Key, Records, Remembered, Saved, boot_id, key_of

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from rocm_patch import codec
-from rocm_patch.model import FormatError, KnowledgeError
+from rocm_patch.errors import FormatError, KnowledgeError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rocm_patch import run
-from rocm_patch.model import RocmPatchError
+from rocm_patch.errors import RocmPatchError
 
 __all__ = ["demangled", "folded"]
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rocm_patch.model import Diagnosis, Finding, Known, RocmPatchError
+from rocm_patch.errors import RocmPatchError
+from rocm_patch.model import Diagnosis, Finding, Known
 
 if TYPE_CHECKING:
     from rocm_patch.apply import ScopeStatus

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rocm_patch import codec, isa
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError, UsageError
 from rocm_patch.images.files import File, open_file
 from rocm_patch.images.source import Bytes
-from rocm_patch.model import SCHEMA, FormatError, RefusedError, RocmPatchError, UsageError
+from rocm_patch.model import SCHEMA
 from rocm_patch.root import Operation, Tree, join, temporary_name
 from rocm_patch.sanitize.record import Edit, Record, content, digest, edits, redone, undone
 from rocm_patch.sanitize.survey import Survey, survey

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from rocm_patch.errors import FormatError
 from rocm_patch.images import inflate
 from rocm_patch.images.flow import Flow
 from rocm_patch.images.source import Source, Window
-from rocm_patch.model import FormatError
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
+from rocm_patch.errors import FormatError, RefusedError
 from rocm_patch.images import elf, fatbin, standalone
 from rocm_patch.images.source import Bytes, Item, Source, Unread, Window
-from rocm_patch.model import FormatError, RefusedError
 from rocm_patch.sanitize import packed
 
 __all__ = ["Part", "Piece", "missed", "open_piece", "pieces"]

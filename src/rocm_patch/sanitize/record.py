@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Literal
 
+from rocm_patch.errors import FormatError, RefusedError
 from rocm_patch.images.source import Source
-from rocm_patch.model import FormatError, RefusedError
 from rocm_patch.sanitize import packed
 from rocm_patch.sanitize.survey import S_NOP, Hint
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from rocm_patch import isa
+from rocm_patch.errors import FormatError
 from rocm_patch.images import code_object
 from rocm_patch.images.code_object import CodeObject, Function
 from rocm_patch.images.coverage import loadable
 from rocm_patch.images.source import Source
 from rocm_patch.isa import Count
-from rocm_patch.model import FormatError
 from rocm_patch.sanitize.places import Part, Piece, missed, open_piece, pieces
 
 __all__ = ["S_NOP", "Hint", "Survey", "survey"]
