@@ -96,3 +96,75 @@ def test_a_folder_of_one_chip_each_is_one_library(tmp_path):
 
 def test_no_path_is_this_machine():
     assert scan().returncode in (0, 3)
+
+
+def test_relative_paths_are_shown_as_they_were_given(library, tmp_path, monkeypatch):
+    library(["gfx1010:xnack-"])
+    monkeypatch.chdir(tmp_path)
+    ended = scan("libx.so", "--for", "gfx1010", "--json")
+    assert ended.returncode == 0, ended.stdout
+    [file] = json.loads(ended.stdout)["files"]
+    assert (file["path"], file["coverage"]) == ("libx.so", "native")
+    assert file["safety"]["gfx1010"]["code"] == "gfx1010"
+
+
+def test_a_folder_a_thousand_deep_is_read(library, tmp_path, monkeypatch):
+    library(["gfx1010:xnack-"])
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        os.mkdir("a")
+        os.chdir("a")
+    monkeypatch.chdir(tmp_path)
+    ended = scan(tmp_path, "--json")
+    assert ended.returncode in (0, 3), ended.stderr
+    assert any(file["path"].endswith("libx.so") for file in json.loads(ended.stdout)["files"])
+
+
+@pytest.fixture
+def unsafe(tmp_path):
+    code = build.elf_object("gfx1030", ["_Z6kernelIiEvPT_"], bytes.fromhex("0300a0bf") + build.S_ENDPGM)
+    (tmp_path / "liby.so").write_bytes(
+        build.library(build.plain_bundle({"gfx1030": code, "gfx1010": build.elf_object("gfx1010", ["_Z6kernelIiEvPT_"])}))
+    )
+    return tmp_path / "liby.so"
+
+
+def test_unsafe_code_is_a_problem_where_an_override_brings_it(unsafe):
+    assert scan(unsafe, "--for", "gfx1010").returncode == 0
+    ended = scan(unsafe, "--for", "gfx1010", "--kernels", "--json", HSA_OVERRIDE_GFX_VERSION="10.3.0")
+    assert ended.returncode == 1
+    document = json.loads(ended.stdout)
+    safety = document["files"][0]["safety"]["gfx1010"]
+    assert (safety["certain"], safety["possible"], safety["rules"], safety["code"]) == (1, 0, {"inst-prefetch": 1}, "gfx1030")
+    [kernel] = document["kernels"]
+    assert (kernel["symbol"], kernel["code"]) == ("_Z6kernelIiEvPT_", "gfx1030")
+    assert kernel["rules"] == {"inst-prefetch": {"certain": 1, "possible": 0}}
+    words = " ".join(scan(unsafe, "--for", "gfx1010", "--kernels", HSA_OVERRIDE_GFX_VERSION="10.3.0", COLUMNS="200").stdout.split())
+    assert "1 of 1 functions for gfx1030 are unsafe" in words
+    assert "can hang the shader" in words
+    assert scan(unsafe, "--for", "gfx1030").returncode == 0
+
+
+def test_what_was_judged_is_kept_unless_told_otherwise(unsafe, tmp_path):
+    cache = tmp_path / "cache"
+    assert scan(unsafe, "--for", "gfx1010", "--no-cache", XDG_CACHE_HOME=str(cache)).returncode == 0
+    assert scan(unsafe, "--for", "gfx1010", "--targets-only", XDG_CACHE_HOME=str(cache)).returncode == 0
+    assert not cache.exists()
+    first = scan(unsafe, "--for", "gfx1010", "--json", XDG_CACHE_HOME=str(cache))
+    assert (cache / "rocm-patch" / "judgements.sqlite").exists()
+    assert scan(unsafe, "--for", "gfx1010", "--json", XDG_CACHE_HOME=str(cache)).stdout == first.stdout
+
+
+def test_questions_that_need_a_chip_are_refused_without_one(unsafe):
+    ended = scan(unsafe, "--kernels")
+    assert ended.returncode == 2
+    assert "--for" in ended.stderr
+
+
+def test_an_llvm_is_asked_where_there_is_one(unsafe):
+    ended = scan(unsafe, "--for", "gfx1010", "--verify", "--json")
+    if ended.returncode == 2:
+        assert "no LLVM found" in ended.stderr
+        pytest.skip("no LLVM on this machine: rocm_patch.isa.llvm.find() looked for libLLVM")
+    verified = json.loads(ended.stdout)["verified"]
+    assert (verified["instructions"], verified["different"]) == (1, 0)

@@ -101,7 +101,7 @@ def judge(rows: Sequence[Image], chip: Chip, cache_folder: str = "", workers: in
     for path in sorted(members, key=lambda path: -sizes[path]):
         parts = min(16, 1 + sizes[path] // PART)
         for part in range(parts):
-            values = {"path": path, "members": members[path], "chip": chip.gfx, "part": part, "parts": parts, "cache": cache_folder}
+            values = {"path": os.path.abspath(path), "members": members[path], "chip": chip.gfx, "part": part, "parts": parts, "cache": cache_folder}
             jobs.append((path, pool.Task(values, seconds(sizes[path]))))
     cache = Cache(cache_folder, write=True)
     try:
@@ -132,7 +132,8 @@ def verify(rows: Sequence[Image], chip: Chip, llvm: str, workers: int = 0) -> It
     members, sizes = _wanted(rows, chip)
     paths = sorted(members, key=lambda path: -sizes[path])
     tasks = [
-        pool.Task({"path": path, "members": members[path], "chip": chip.gfx, "llvm": llvm}, 10 + sizes[path] / verify_module.RATE) for path in paths
+        pool.Task({"path": os.path.abspath(path), "members": members[path], "chip": chip.gfx, "llvm": llvm}, 10 + sizes[path] / verify_module.RATE)
+        for path in paths
     ]
     for event in pool.run(tasks, "rocm_patch.isa.verify", workers):
         if isinstance(event, pool.Said):

@@ -76,7 +76,7 @@ def scan(tasks: Sequence[Candidate], *, count: bool = True, workers: int = 0) ->
     # The largest first: the last to end decides how long it takes.
     files = sorted((task for task in tasks if not task.why), key=lambda task: -task.size)
     rows = [Rows(task.path) for task in files]
-    for event in run([Task({"path": task.path, "count": count}, seconds(task.size)) for task in files], _READER, workers):
+    for event in run([Task({"path": os.path.abspath(task.path), "count": count}, seconds(task.size)) for task in files], _READER, workers):
         row, file = rows[event.number], files[event.number]
         if isinstance(event, Said):
             for values in event.values["rows"]:

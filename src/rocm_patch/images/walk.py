@@ -137,20 +137,28 @@ def tell(item: Item, count: bool) -> tuple[tuple[str, str, int, int] | None, tup
 
 
 def _below(folder: str) -> Iterator[str | Candidate]:
-    try:
-        with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        yield Candidate(folder, why=error.strerror or str(error))
-        return
-    for entry in listed:
-        with contextlib.suppress(OSError):
-            if entry.is_dir(follow_symlinks=False):
-                yield from _below(entry.path)
-            elif entry.is_file(follow_symlinks=False):
-                yield entry.path
-    if any(entry.name.startswith(_CATALOGUES) for entry in listed):
-        yield Candidate(folder)
+    """Files below a folder in sorted order, without recursion: folders of strangers can be a thousand deep."""
+    waiting: list[str | Candidate] = [folder + os.sep]
+    while waiting:
+        path = waiting.pop()
+        if isinstance(path, Candidate) or not path.endswith(os.sep):
+            yield path
+            continue
+        folder = path.rstrip(os.sep) or os.sep
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            yield Candidate(folder, why=error.strerror or str(error))
+            continue
+        if any(entry.name.startswith(_CATALOGUES) for entry in listed):
+            waiting.append(Candidate(folder))
+        for entry in listed:
+            with contextlib.suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path + os.sep)
+                elif entry.is_file(follow_symlinks=False):
+                    waiting.append(entry.path)
 
 
 def _look(path: str, *, named: bool) -> Iterator[Candidate]:
