@@ -149,7 +149,7 @@ def assemble(program: list[tuple[str, int]]) -> bytes:
 @given(programs())
 def test_random_programs(program: list[tuple[str, int]]) -> None:
     data = assemble(program)
-    code, unknown = prepare(data, 0, [(0, len(data))], "d", "a")
+    code, unknown = prepare(data, 0, [(0, len(data), 32)], "d", "a")
     assert unknown == 0
     assert len(code.instructions.at) == len(program)
     for name in SEQUENCES:
@@ -169,5 +169,5 @@ def test_each_sequence_rule_is_reached() -> None:
     for name, lines in firing.items():
         program = [(line, len(lines) - 1) for line in lines]
         data = assemble(program)
-        hits = CHECKS[name](prepare(data, 0, [(0, len(data))], "d", "a")[0])
+        hits = CHECKS[name](prepare(data, 0, [(0, len(data), 32)], "d", "a")[0])
         assert hits.certain.tolist() == [len(lines) - 1], name

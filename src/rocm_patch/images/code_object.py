@@ -31,6 +31,9 @@ _SYMBOL_SIZE: Final = 24
 _CHUNK: Final = 1 << 20
 _SYMBOL_TABLE, _DYNAMIC_SYMBOLS = 2, 11
 _EXECUTABLE: Final = 4
+_PROPERTIES: Final = 56
+"""Where the properties stand in a kernel's descriptor of 64 bytes."""
+_WAVE32: Final = 1 << 10
 _OBJECT, _FUNCTION, _OLD_KERNEL = 1, 2, 10
 _HSA: Final = 64
 _V2, _V3 = 0, 1
@@ -40,13 +43,17 @@ _FEATURES: Final = (("sramecc", 10), ("xnack", 8))
 
 @dataclass(frozen=True)
 class Function:
-    """A run of instructions: `address` as linked, `offset` in the source, both in bytes."""
+    """A run of instructions: `address` as linked, `offset` in the source, both in bytes.
+
+    `wave`: lanes of a wave, as a kernel's descriptor says; 0 where there is none to say it.
+    """
 
     name: str
     address: int
     size: int
     offset: int
     kernel: bool
+    wave: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,26 @@ def _names(strings: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -
     return tuple(strings[start:end].decode("utf-8", "replace") for start, end in zip(starts.tolist(), ends.tolist(), strict=True))
 
 
+def _waves(source: Source, header: elf.Elf, symbols: NDArray[Any], strings: bytes, kernels: frozenset[str]) -> dict[str, int]:
+    """Lanes of a wave by kernel, from descriptors that lie in the file:
+    https://llvm.org/docs/AMDGPUUsage.html#code-object-v3-kernel-descriptor, ENABLE_WAVEFRONT_SIZE32 in KERNEL_CODE_PROPERTIES.
+    """
+    import numpy as np
+
+    wanted = symbols[((symbols["info"] & 15) == _OBJECT) & (symbols["section"] != 0) & (symbols["section"] < len(header.sections))]
+    starts = wanted["name"].astype(np.int64)
+    found: dict[str, int] = {}
+    for name, number, value in zip(
+        _names(strings, starts, _ends(strings, starts)), wanted["section"].tolist(), wanted["value"].tolist(), strict=True
+    ):
+        section = header.sections[number]
+        within = value - section.address + _PROPERTIES
+        if name.removesuffix(".kd") in kernels and section.type != elf.NO_BITS and 0 <= within <= section.size - 2:
+            properties = int.from_bytes(source.read(section.offset + within, 2), "little")
+            found[name.removesuffix(".kd")] = 32 if properties & _WAVE32 else 64
+    return found
+
+
 def _functions(source: Source, header: elf.Elf, table: elf.Section, kernels: frozenset[str]) -> tuple[Function, ...]:
     import numpy as np
 
@@ -216,6 +243,7 @@ def _functions(source: Source, header: elf.Elf, table: elf.Section, kernels: fro
     strings = _strings(source, header, table)
     starts = wanted["name"].astype(np.int64)
     names = _names(strings, starts, _ends(strings, starts))
+    waves = _waves(source, header, symbols, strings, kernels) if kernels else {}
     places: dict[tuple[int, int], tuple[str, int]] = {}
     for name, section, value, size in zip(names, wanted["section"].tolist(), wanted["value"].tolist(), wanted["size"].tolist(), strict=True):
         known = places.get((section, value))
@@ -234,5 +262,5 @@ def _functions(source: Source, header: elf.Elf, table: elf.Section, kernels: fro
         size = size or (after[1] - address if after[0] == number else section.size - within)
         if within + size > section.size or section.offset + section.size > source.size:
             raise FormatError(f"the function {name[:80]!r} reaches beyond the code")
-        made.append(Function(name, address, size, section.offset + within, name in kernels))
+        made.append(Function(name, address, size, section.offset + within, name in kernels, waves.get(name, 0)))
     return tuple(made)

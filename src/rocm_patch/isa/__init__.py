@@ -21,6 +21,9 @@ from rocm_patch.isa.table import letter
 
 __all__ = ["Count", "Judgement", "Site", "judge", "judges", "rules", "sites", "stretches"]
 
+NAMELESS: Final = "(code without a name)"
+PADDING: Final = (0, 0xBF800000, 0xBF9F0000)
+"""Words that may lie between functions: nothing, s_nop 0, s_code_end."""
 CHUNK: Final = 1 << 20
 """Bytes of code that are looked at together: enough for numpy to be fast, few enough for some 100 MB of arrays."""
 
@@ -96,12 +99,13 @@ def judge(source: Source, chip: str) -> Judgement:
     import numpy
 
     read = code_object.read(source)
-    total, undecoded = 0, 0
+    total, undecoded, count = 0, 0, 0
     by_rule: dict[str, Count] = {}
     by_function: dict[str, dict[str, Count]] = {}
     for functions, code, unknown in stretches(source, read, chip):
         total += len(code.instructions.at)
         undecoded += unknown
+        count += len(functions)
         owner = numpy.cumsum(code.first) - 1
         for rule, hits in _hits(code, chip):
             by_rule[rule] = by_rule.get(rule, Count()) + Count(len(hits.certain), len(hits.possible))
@@ -111,7 +115,7 @@ def judge(source: Source, chip: str) -> Judgement:
                     found = by_function.setdefault(functions[number].name, {})
                     found[rule] = found.get(rule, Count()) + (Count(count, 0) if certain else Count(0, count))
     found_rules = {rule: count for rule, count in by_rule.items() if count != Count()}
-    return Judgement(total, undecoded, found_rules, by_function, len(read.functions))
+    return Judgement(total, undecoded, found_rules, by_function, count)
 
 
 def sites(source: Source, chip: str) -> Iterator[Site]:
@@ -135,12 +139,12 @@ def _hits(code: Any, chip: str) -> Iterator[tuple[str, Any]]:
 
 
 def stretches(source: Source, read: CodeObject, chip: str) -> Iterator[tuple[Sequence[Function], Any, int]]:
-    """Functions in groups of about CHUNK bytes, decoded."""
+    """Functions in groups of about CHUNK bytes, decoded; and the code between them that no symbol names."""
     made_for, here = letter(read.target), letter(chip)
     if made_for is None or here is None:
         raise ValueError(f"code for {read.target} on {chip} cannot be judged: not gfx10")
     group: list[Function] = []
-    for function in (each for each in read.functions if each.size >= 4):
+    for function in _whole(source, read):
         if group and function.offset + function.size - group[0].offset > CHUNK:
             yield _stretch(source, group, made_for, here)
             group = []
@@ -149,10 +153,41 @@ def stretches(source: Source, read: CodeObject, chip: str) -> Iterator[tuple[Seq
         yield _stretch(source, group, made_for, here)
 
 
+def _whole(source: Source, read: CodeObject) -> list[Function]:
+    """All code, in the order of the file: functions, and what lies between them in .text and is no padding.
+
+    Hand-written assembly labels its code without saying that it is a function; nobody shall call that safe unread.
+    """
+    import numpy
+
+    named = {function.offset: function for function in read.functions if function.size >= 4}
+    ordered = [named[offset] for offset in sorted(named)]
+    start = read.text_offset
+    free = numpy.zeros(read.text_size // 4, bool)
+    for offset in range(0, len(free) * 4, CHUNK):
+        words = numpy.frombuffer(source.read(start + offset, min(CHUNK, len(free) * 4 - offset)), "<u4")
+        free[offset // 4 : offset // 4 + len(words)] = ~numpy.isin(words, PADDING)
+    for function in ordered:
+        first = function.offset - start
+        free[max(first, 0) // 4 : max(first + function.size, 0) // 4] = False
+    used = numpy.flatnonzero(free)
+    if not len(used):
+        return ordered
+    # Padding within: a gap is one run from its first word to its last, as long as no function lies between them.
+    borders = numpy.array([function.offset for function in ordered], numpy.int64)
+    between = numpy.searchsorted(borders, start + 4 * used)
+    heads = numpy.flatnonzero(numpy.append(True, between[1:] != between[:-1]))
+    tails = numpy.append(heads[1:], len(used)) - 1
+    for head, tail in zip(used[heads].tolist(), used[tails].tolist(), strict=True):
+        offset = start + 4 * head
+        ordered.append(Function(NAMELESS, read.text_address + 4 * head, 4 * (tail - head + 1), offset, False))
+    return sorted(ordered, key=lambda function: function.offset)
+
+
 def _stretch(source: Source, functions: Sequence[Function], made_for: str, chip: str) -> tuple[Sequence[Function], Any, int]:
     from rocm_patch.isa.stretch import prepare
 
     base = functions[0].offset
     end = max(function.offset + function.size for function in functions)
-    places = [(function.offset - base, function.size) for function in functions]
+    places = [(function.offset - base, function.size, function.wave) for function in functions]
     return functions, *prepare(source.read(base, end - base), base, places, made_for, chip)

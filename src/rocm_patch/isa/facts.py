@@ -104,8 +104,11 @@ class Masks:
     high: Array
 
 
-def masks_written(code: Instructions, which: Array, wave: int) -> Masks:
-    """Scalar registers that the instructions `which` (indices) write by name; vcc and exec only where the encoding implies them."""
+def masks_written(code: Instructions, which: Array, wave: Array) -> Masks:
+    """Scalar registers that the instructions `which` (indices) write by name, and vcc and exec where the encoding implies them.
+
+    `wave`: lanes, for each of them.
+    """
     opcodes = table.load()
     first, second, opcode, encoding = code.first[which], code.second[which], code.opcode[which], code.encoding[which]
     low = numpy.zeros(len(which), numpy.uint64)
@@ -126,8 +129,8 @@ def masks_written(code: Instructions, which: Array, wave: int) -> Masks:
     return Masks(low, high)
 
 
-def masks_read(code: Instructions, which: Array, wave: int) -> Masks:
-    """Scalar registers that the instructions `which` (indices) read by name."""
+def masks_read(code: Instructions, which: Array, wave: Array) -> Masks:
+    """Scalar registers that the instructions `which` (indices) read by name. `wave`: lanes, for each of them."""
     opcodes = table.load()
     first, second, opcode, encoding = code.first[which], code.second[which], code.opcode[which], code.encoding[which]
     low = numpy.zeros(len(which), numpy.uint64)
@@ -151,14 +154,13 @@ def masks_read(code: Instructions, which: Array, wave: int) -> Masks:
     return Masks(low, high)
 
 
-def _add(low: Array, high: Array, value: Array, width: Array, wave: int) -> None:
+def _add(low: Array, high: Array, value: Array, width: Array, wave: Array) -> None:
     """Set the bits of `width` registers from `value` on. Numbers from 128 on are constants, and null is no register."""
     some = numpy.flatnonzero((width > 0) & (value < 128) & (value != NULL))
     if not len(some):
         return
     start = value[some].astype(numpy.uint64)
-    count = width[some].astype(numpy.uint64)
-    count[count == WAVE] = wave // 32
+    count = numpy.where(width[some] == WAVE, wave[some] // 32, width[some]).astype(numpy.uint64)
     one, border = numpy.uint64(1), numpy.uint64(64)
     bits = (one << count) - one
     upper = start >= border

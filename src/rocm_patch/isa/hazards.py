@@ -63,7 +63,7 @@ class Hits:
 @dataclass(frozen=True)
 class Code:
     """A stretch of decoded code and its blocks. `base`: where it lies in its file, in bytes; `first`: instructions that begin a
-    function; `made_for` and `chip`: letters of the opcode table; `wave`: 32 or 64 lanes.
+    function; `made_for` and `chip`: letters of the opcode table; `wave`: 32 or 64 lanes, by instruction.
     """
 
     base: int
@@ -73,7 +73,7 @@ class Code:
     graph: Blocks
     made_for: str
     chip: str
-    wave: int
+    wave: Array
 
     def any(self, kind: Is) -> Array:
         """Which instructions are of one of these kinds."""
@@ -167,9 +167,9 @@ def vmem_to_scalar_write(code: Code) -> Hits:
     reads, writers = code.any(Is.VMEM | Is.FLAT | Is.DS), code.any(Is.SALU | Is.SMEM)
     ends = code.any(Is.VALU) | code.wait(Is.WAIT, 0xFFFF) | code.wait(Is.WAIT_DEPENDENCY, 0x1C)
 
-    def used(instructions: Instructions, which: Array, wave: int) -> Masks:
+    def used(instructions: Instructions, which: Array, wave: Array) -> Masks:
         named = facts.masks_read(instructions, which, wave)
-        return Masks(named.low, named.high | (_EXEC_BITS if wave == 64 else _WORD(1 << (EXEC - 64))))
+        return Masks(named.low, named.high | numpy.where(wave == 64, _EXEC_BITS, _WORD(1 << (EXEC - 64))))
 
     return _registers(code, reads, used, writers, ends)
 
@@ -177,7 +177,7 @@ def vmem_to_scalar_write(code: Code) -> Hits:
 def vcmpx_exec_war(code: Code) -> Hits:
     """A vector comparison writes EXEC after something other than a vector instruction has read it."""
     names = numpy.flatnonzero(code.any(Is.SALU) & ~code.any(Is.READS_EXEC))
-    explicit = facts.masks_read(code.instructions, names, code.wave).high & _EXEC_BITS != 0
+    explicit = facts.masks_read(code.instructions, names, code.wave[names]).high & _EXEC_BITS != 0
     reads = code.any(Is.READS_EXEC)
     reads[names[explicit]] = True
     ends = code.any(Is.NAMES_MASK) | code.wait(Is.WAIT_DEPENDENCY, 1)
@@ -216,12 +216,12 @@ def lds_branch_vmem(code: Code) -> Hits:
     return Hits(first[certain], first[(some[having, 0] & opposite != 0) & ~certain])
 
 
-def _registers(code: Code, makers: Array, mask: Callable[[Instructions, Array, int], Masks], writers: Array, ends: Array) -> Hits:
+def _registers(code: Code, makers: Array, mask: Callable[[Instructions, Array, Array], Masks], writers: Array, ends: Array) -> Hits:
     """Instructions that write a register which an earlier one reads, with nothing in between that ends the danger."""
     where_made = numpy.flatnonzero(makers)
-    made = mask(code.instructions, where_made, code.wave)
+    made = mask(code.instructions, where_made, code.wave[where_made])
     where_hit = numpy.flatnonzero(writers)
-    hit = facts.masks_written(code.instructions, where_hit, code.wave)
+    hit = facts.masks_written(code.instructions, where_hit, code.wave[where_hit])
     real = (hit.low | hit.high) != 0
     where_hit, low, high = where_hit[real], hit.low[real], hit.high[real]
     columns = numpy.stack([made.low, made.high], axis=1)
