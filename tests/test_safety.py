@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 
 from images.build import S_ENDPGM, compressed_bundle, elf_object, library, plain_bundle
 from rocm_patch import safety
-from rocm_patch.images import rows, walk
+from rocm_patch.images import walk
+from rocm_patch.images.rows import images as images_of
 from rocm_patch.isa.llvm import find
 from rocm_patch.model import Image, TargetCode
-from rocm_patch.safety import Chip, judge, kernels, loaded, summed
+from rocm_patch.safety import Chip, Judged, Outlook, judge, outlook, summed
 
 PREFETCH = struct.pack("<I", 0xBFA00003)
 NAVI10 = Chip("gfx1010", "gfx10-1-generic")
@@ -31,23 +33,41 @@ def row(*targets: str) -> Image:
 @pytest.mark.parametrize(
     ("targets", "chip", "expected"),
     [
-        (("gfx1010:xnack-", "gfx1030"), NAVI10, ("gfx1010",)),
-        (("gfx1010", "gfx1030"), FORCED, ("gfx1030",)),
-        (("gfx10-1-generic", "gfx1030"), NAVI10, ("gfx10-1-generic",)),
-        (("gfx1030", "gfx1100"), NAVI10, ("gfx1030",)),
-        (("gfx10-3-generic",), FORCED, ("gfx10-3-generic",)),
-        (("gfx1010",), FORCED, ()),
-        (("gfx1100",), NAVI10, ()),
-        (("gfx1100",), Chip("gfx1010", "", "11.0.0", "gfx1100"), ()),
-        ((), NAVI10, ()),
+        (("gfx1010:xnack-", "gfx1030"), NAVI10, Outlook("own", "gfx1010", True)),
+        (("gfx1010:xnack+", "gfx1030"), NAVI10, Outlook("sibling", "gfx1030")),
+        (("gfx1010", "gfx1030"), FORCED, Outlook("override", "gfx1030", True)),
+        (("gfx10-1-generic", "gfx1030"), NAVI10, Outlook("own", "gfx10-1-generic", True)),
+        (("gfx1030", "gfx1100"), NAVI10, Outlook("sibling", "gfx1030")),
+        (("gfx1010", "gfx1030"), Chip("gfx1012", "gfx10-1-generic"), Outlook("sibling", "gfx1010")),
+        (("gfx1010", "gfx1030"), Chip("gfx1032", "gfx10-3-generic"), Outlook("sibling", "gfx1030")),
+        (("gfx10-3-generic",), FORCED, Outlook("override", "gfx10-3-generic")),
+        (("gfx1010",), FORCED, Outlook("hidden", "gfx1010", True)),
+        (("gfx1100",), FORCED, Outlook("nothing")),
+        (("gfx1010",), Chip("gfx1010", "", "nonsense"), Outlook("hidden", "gfx1010", True)),
+        (("gfx1010",), Chip("gfx1010", "", "10.1.0", "gfx1010"), Outlook("own", "gfx1010", True)),
+        (("gfx1100",), NAVI10, Outlook("foreign")),
+        ((), NAVI10, Outlook("none")),
     ],
 )
-def test_what_would_be_loaded(targets: tuple[str, ...], chip: Chip, expected: tuple[str, ...]) -> None:
-    assert loaded([row(*targets)], chip) == expected
+def test_what_happens_with_a_library(targets: tuple[str, ...], chip: Chip, expected: Outlook) -> None:
+    assert outlook([row(*targets)], chip) == expected
+
+
+def test_a_folder_of_files_by_chip_is_one_library(tmp_path: Path) -> None:
+    """rocBLAS has a file for each chip: a card that has its own never opens those of others."""
+    folder = tmp_path / "rocblas" / "library"
+    folder.mkdir(parents=True)
+    (folder / "Kernels.so-000-gfx1010.hsaco").write_bytes(code("gfx1010"))
+    (folder / "Kernels.so-000-gfx1030.hsaco").write_bytes(code("gfx1030", PREFETCH))
+    rows = tuple(image for candidate in walk.candidates([str(tmp_path)]) for image in images_of(candidate.path))
+    found = summed(rows, judge(rows, NAVI10), NAVI10)
+    assert [image.safety["gfx1010"].certain for image in found if image.safety] == [0]
+    forced = summed(rows, judge(rows, FORCED), FORCED)
+    assert [image.safety["gfx1010"].certain for image in forced if image.safety] == [1]
 
 
 def scanned(path: Path) -> tuple[Image, ...]:
-    return tuple(image for candidate in walk.candidates([str(path)]) for image in rows.images(candidate.path))
+    return tuple(image for candidate in walk.candidates([str(path)]) for image in images_of(candidate.path))
 
 
 def test_the_loaded_code_decides(tmp_path: Path) -> None:
@@ -57,11 +77,11 @@ def test_the_loaded_code_decides(tmp_path: Path) -> None:
     rows = scanned(path)
     (native,) = summed(rows, judge(rows, NAVI10), NAVI10)
     assert (native.safety["gfx1010"].certain, native.safety["gfx1010"].code) == (0, "gfx1010")
-    found = list(judge(rows, FORCED))
+    found = list(judge(rows, FORCED, kernels=True))
     (forced,) = summed(rows, found, FORCED)
     assert (forced.safety["gfx1010"].certain, forced.safety["gfx1010"].unsafe, forced.safety["gfx1010"].functions) == (1, 1, 1)
     assert dict(forced.safety["gfx1010"].rules) == {"inst-prefetch": 1}
-    assert [(kernel.name, kernel.target) for kernel in kernels(found)] == [("kernel", "gfx1030")]
+    assert [(kernel.name, kernel.target) for each in found for kernel in each.kernels] == [("kernel", "gfx1030")]
     assert path.read_bytes() == data
 
 
@@ -103,6 +123,7 @@ def test_a_scan_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     running = judge(rows, NAVI10, kept, workers=1)
     first = [next(running) for _ in range(5)]
     running.close()
+    assert len({each.inside for each in first}) == 5
     assert not any(each.known for each in first)
     again = list(judge(rows, NAVI10, kept, workers=1))
     assert sum(each.known for each in again) >= 5
@@ -170,3 +191,44 @@ def test_what_was_found_is_recalled_until_the_file_changes(tmp_path: Path) -> No
     assert safety.recall(rows, FORCED, kept) == rows  # another question
     path.write_bytes(library(plain_bundle({"gfx1030": code("gfx1030")})))
     assert safety.recall(rows, NAVI10, kept) == rows
+
+
+def test_a_container_that_lies_about_its_code_is_told_and_the_rest_judged(tmp_path: Path) -> None:
+    path = tmp_path / "libx.so"
+    lie = plain_bundle({"gfx1030": code("gfx900")})
+    path.write_bytes(library(lie + plain_bundle({"gfx1030": code("gfx1030", PREFETCH)})))
+    rows = scanned(path)
+    (image,) = summed(rows, judge(rows, NAVI10), NAVI10)
+    assert image.safety["gfx1010"].certain == 1
+    assert any("the code itself is for gfx900" in why for why in image.unread)
+
+
+def test_what_could_not_be_judged_is_not_safe(tmp_path: Path) -> None:
+    path = tmp_path / "libx.so"
+    path.write_bytes(library(plain_bundle({"gfx1030": code("gfx1030")})))
+    rows = scanned(path)
+    told = [Judged(str(path), "", "fatbin", "x", "gfx1030", 0, "a reason")]
+    (image,) = summed(rows, told, NAVI10)
+    assert not image.safety
+    kept = str(tmp_path / "cache")
+    safety.remember((image,), NAVI10, kept)
+    assert safety.recall(rows, NAVI10, kept) == rows
+
+
+def test_entries_on_the_same_bytes_are_judged_once(tmp_path: Path) -> None:
+    path = tmp_path / "libx.so"
+    path.write_bytes(library(plain_bundle({"gfx1030": code("gfx1030", PREFETCH)}) * 50))
+    rows = scanned(path)
+    found = list(judge(rows, NAVI10, str(tmp_path / "cache"), workers=1))
+    assert len(found) == 50
+    assert summed(rows, found, NAVI10)[0].safety["gfx1010"].certain == 50
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.so"
+    Path(os.fsdecode(path)).write_bytes(library(plain_bundle({"gfx1030": code("gfx1030", PREFETCH)})))
+    rows = scanned(Path(os.fsdecode(path)))
+    found = summed(rows, judge(rows, NAVI10), NAVI10)
+    kept = str(tmp_path / "cache")
+    safety.remember(found, NAVI10, kept)
+    assert safety.recall(rows, NAVI10, kept) == found

@@ -111,13 +111,17 @@ def test_relative_paths_are_shown_as_they_were_given(library, tmp_path, monkeypa
 def test_a_folder_a_thousand_deep_is_read(library, tmp_path, monkeypatch):
     library(["gfx1010:xnack-"])
     monkeypatch.chdir(tmp_path)
-    for _ in range(1200):
-        os.mkdir("a")
-        os.chdir("a")
-    monkeypatch.chdir(tmp_path)
-    ended = scan(tmp_path, "--json")
-    assert ended.returncode in (0, 3), ended.stderr
-    assert any(file["path"].endswith("libx.so") for file in json.loads(ended.stdout)["files"])
+    try:
+        for _ in range(1200):
+            os.mkdir("a")
+            os.chdir("a")
+        monkeypatch.chdir(tmp_path)
+        ended = scan(tmp_path, "--json")
+        assert ended.returncode in (0, 3), ended.stderr
+        assert any(file["path"].endswith("libx.so") for file in json.loads(ended.stdout)["files"])
+    finally:
+        # pytest's own sweep is recursive and would die of it, days later
+        subprocess.run(["rm", "-rf", str(tmp_path / "a")], check=True)
 
 
 @pytest.fixture
@@ -140,9 +144,37 @@ def test_unsafe_code_is_a_problem_where_an_override_brings_it(unsafe):
     assert (kernel["symbol"], kernel["code"]) == ("_Z6kernelIiEvPT_", "gfx1030")
     assert kernel["rules"] == {"inst-prefetch": {"certain": 1, "possible": 0}}
     words = " ".join(scan(unsafe, "--for", "gfx1010", "--kernels", HSA_OVERRIDE_GFX_VERSION="10.3.0", COLUMNS="200").stdout.split())
-    assert "1 of 1 functions for gfx1030 are unsafe" in words
+    assert "the override 10.3.0 runs gfx1030 code: 1 of its 1 functions are unsafe" in words
+    assert "unset HSA_OVERRIDE_GFX_VERSION" in words
     assert "can hang the shader" in words
     assert scan(unsafe, "--for", "gfx1030").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("chip", "override", "code", "words"),
+    [
+        ("gfx1010", "", 0, "has your target, nothing unsafe in it"),
+        ("gfx1010", "11.0.0", 1, "asks for gfx1100, which is not in it; your target is"),
+        ("gfx1010", "nonsense", 1, "is no version: the runtime refuses to start"),
+        ("gfx1032", "10.3.0", 0, "the override 10.3.0 runs gfx1030 code: nothing unsafe in it"),
+        ("gfx1032", "", 1, "or set HSA_OVERRIDE_GFX_VERSION=10.3.0"),
+        ("gfx1012", "", 1, "or set HSA_OVERRIDE_GFX_VERSION=10.1.0"),
+        ("RX 5700 XT", "", 0, "on gfx1010"),
+        ("10.1.0", "", 0, "on gfx1010"),
+        ("GFX1010:xnack-", "", 0, "on gfx1010"),
+    ],
+)
+def test_what_each_card_is_told(unsafe, chip, override, code, words):
+    ended = scan(unsafe, "--for", chip, **({"HSA_OVERRIDE_GFX_VERSION": override} if override else {}))
+    assert words in " ".join(ended.stdout.split())
+    assert ended.returncode == code
+
+
+def test_a_named_file_that_is_nothing_is_told(tmp_path):
+    (tmp_path / "text.txt").write_text("hello")
+    ended = scan(tmp_path / "text.txt")
+    assert ended.returncode == 3
+    assert "neither a library nor a wheel" in ended.stdout
 
 
 def test_what_was_judged_is_kept_unless_told_otherwise(unsafe, tmp_path):

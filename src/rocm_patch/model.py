@@ -187,6 +187,8 @@ class Safety:
     code: str = ""
     functions: int = 0
     unsafe: int = 0
+    certain_rules: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Of the places by rule, those that are certain."""
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,39 @@ its content as it comes: a scan that was broken off goes on where it stopped.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 from rocm_patch.images import coverage, pool
-from rocm_patch.isa import Count, Judgement, judges
+from rocm_patch.isa import Count, judges
 from rocm_patch.isa import verify as verify_module
-from rocm_patch.isa.cache import Cache, from_json, version
+from rocm_patch.isa.cache import Cache, version
 from rocm_patch.isa.worker import seconds
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.model import Image, Safety
 
-__all__ = ["Chip", "Judged", "Kernel", "chip_of", "judge", "kernels", "loaded", "recall", "remember", "size", "summed", "verify"]
+__all__ = ["Chip", "Judged", "Kernel", "Outlook", "chip_of", "judge", "libraries", "outlook", "recall", "remember", "size", "summed", "verify"]
 
 PART: Final = 8 << 20
 """Bytes of code in a file from which several children share it."""
-SIBLINGS: Final = ("gfx1030", "gfx1010", "gfx10-3-generic", "gfx10-1-generic")
-"""Whose code people make a chip run by an override, where it has none of its own; the first that is there."""
+PARTS: Final = 16
+GROWTH: Final = 64
+"""Times its own size that the code in a file counts for: entries may lie over each other, or be packed densely."""
+SIBLINGS: Final = {
+    "gfx101": ("gfx1010", "gfx10-1-generic", "gfx1012", "gfx1011", "gfx1030", "gfx10-3-generic"),
+    "gfx103": ("gfx1030", "gfx10-3-generic", "gfx1010", "gfx10-1-generic"),
+}
+"""Whose code people make a chip run by an override where it has none of its own: what fits best first."""
 MODULE: Final = "rocm_patch.isa.worker"
+REASONS: Final = 16
+"""Reasons told of one row."""
+
+How = Literal["own", "override", "hidden", "nothing", "sibling", "foreign", "none", "unread"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,27 @@ class Chip:
 
 
 @dataclass(frozen=True)
+class Outlook:
+    """What happens with a library on a chip: `code` is the target (without features) whose code runs, or would run.
+
+    own: its own or a generic target; override: what the override in force names; hidden: there is code of its own, but the
+    override asks for what is not there; nothing: the override finds nothing, and there is no code of its own; sibling: no code
+    of its own, and this is what an override could bring; foreign: only code of other families; none: no code; unread: no code
+    for it in what could be read.
+    """
+
+    how: How
+    code: str = ""
+    own: bool = False
+    """Code of its own is there, whether it is run or not."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether the library's code runs on the chip as things are."""
+        return self.how in ("own", "override")
+
+
+@dataclass(frozen=True)
 class Judged:
     """One code object has been judged, or could not be and `why`. `size` in bytes; `known`: it was in the cache."""
 
@@ -50,9 +83,13 @@ class Judged:
     inside: str
     target: str
     size: int
-    judgement: Judgement
     why: str = ""
     known: bool = False
+    rules: Mapping[str, Count] = field(default_factory=dict)
+    functions: int = 0
+    unsafe: int = 0
+    undecoded: int = 0
+    kernels: tuple[Kernel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,16 +111,33 @@ def chip_of(gfx: str, override: str, knowledge: Knowledge) -> Chip:
     return Chip(gfx, own.generic if own else "", override, forced, other.generic if other else "")
 
 
-def loaded(rows: Iterable[Image], chip: Chip) -> tuple[str, ...]:
-    """Targets (without features) whose code the chip would run, or would be made to run by the usual override; empty: none of gfx10.
+def libraries(files: Iterable[Image]) -> Mapping[str, tuple[Image, ...]]:
+    """Rows by the library that they are parts of: a bundle's library is the file, of the other stores the folder of files by chip."""
+    found: dict[str, list[Image]] = {}
+    for image in files:
+        whole = image.path + (f"!{image.inside}" if image.inside else "")
+        parts = image.store in ("tensile", "aotriton", "miopen") or whole.endswith((".kpack", ".hsaco", ".co"))
+        found.setdefault(os.path.dirname(whole) if parts and not os.path.isdir(image.path) else whole, []).append(image)
+    return {name: tuple(rows) for name, rows in found.items()}
 
-    What an override names is loaded whatever else is there. Without one: the chip's own, else the generic one that covers
-    it. If there is neither, nothing is loaded, and the question is what an override would bring.
-    """
-    there = {coverage.base(target) for row in rows for target in row.targets}
-    wanted = (chip.forced, chip.forced_generic) if chip.override else (chip.gfx, chip.generic, *SIBLINGS)
-    found = next((target for target in wanted if target and target in there), "")
-    return (found,) if found and judges(found, chip.gfx) else ()
+
+def outlook(rows: Iterable[Image], chip: Chip) -> Outlook:
+    """What happens with one library on a chip. What an override names is asked for whatever else is there."""
+    rows = tuple(rows)
+    there = {coverage.base(target) for row in rows for target in row.targets if ":xnack+" not in target}
+    own = next((target for target in (chip.gfx, chip.generic) if target and target in there), "")
+    if chip.override and chip.forced != chip.gfx:
+        forced = next((target for target in (chip.forced, chip.forced_generic) if target and target in there), "")
+        if forced:
+            return Outlook("override", forced, bool(own))
+        if there:
+            return Outlook("hidden" if own else "nothing", own, bool(own))
+    if own:
+        return Outlook("own", own, True)
+    if any(row.unread for row in rows):
+        return Outlook("unread")
+    sibling = next((target for target in SIBLINGS.get(chip.gfx[:6], ()) if target in there), "")
+    return Outlook("sibling", sibling) if sibling else Outlook("foreign" if there else "none")
 
 
 def size(rows: Iterable[Image], chip: Chip) -> int:
@@ -91,37 +145,60 @@ def size(rows: Iterable[Image], chip: Chip) -> int:
     return sum(_wanted(rows, chip)[1].values())
 
 
-def judge(rows: Sequence[Image], chip: Chip, cache_folder: str = "", workers: int = 0) -> Iterator[Judged]:
+def judge(rows: Sequence[Image], chip: Chip, cache_folder: str = "", workers: int = 0, *, kernels: bool = False) -> Iterator[Judged]:
     """Judge the code in files that have been scanned, as it would be loaded. Code that was judged before comes from the cache.
 
-    Rows of one file and member belong together. Without a cache folder nothing is kept.
+    Without a cache folder nothing is kept. `kernels`: name the functions in which something was found.
     """
     members, sizes = _wanted(rows, chip)
     jobs = []
     for path in sorted(members, key=lambda path: -sizes[path]):
-        parts = min(16, 1 + sizes[path] // PART)
-        for part in range(parts):
-            values = {"path": os.path.abspath(path), "members": members[path], "chip": chip.gfx, "part": part, "parts": parts, "cache": cache_folder}
-            jobs.append((path, pool.Task(values, seconds(sizes[path]))))
+        parts = min(PARTS, 1 + sizes[path] // PART)
+        values = {
+            "path": os.path.abspath(path),
+            "members": members[path],
+            "chip": chip.gfx,
+            "parts": parts,
+            "cache": cache_folder,
+            "kernels": kernels,
+        }
+        jobs += [(path, pool.Task({**values, "part": part}, seconds(sizes[path]))) for part in range(parts)]
     cache = Cache(cache_folder, write=True)
     try:
         for event in pool.run([task for _, task in jobs], MODULE, workers):
             path = jobs[event.number][0]
             if isinstance(event, pool.Ended):
                 if event.why:
-                    yield Judged(path, "", "object", "", "", 0, Judgement(), event.why)
+                    yield Judged(path, "", "object", "", "", 0, event.why)
                 continue
             said = event.values
-            where = (path, str(said["member"]), str(said["store"]), str(said["inside"]), str(said["target"]), int(said["bytes"]))
-            if "why" in said:
-                yield Judged(*where, Judgement(), str(said["why"]))
-                continue
-            found = from_json(said["judgement"])
-            if said["key"]:
-                cache.put(said["key"], found)
-            yield Judged(*where, found, known=not said["key"])
+            if said.get("packed"):
+                cache.put_packed(str(said["key"]), base64.b64decode(said["packed"]))
+            yield _judged(path, said)
     finally:
         cache.close()
+
+
+def _judged(path: str, said: Mapping[str, Any]) -> Judged:
+    member, target = str(said["member"]), str(said["target"])
+    return Judged(
+        path,
+        member,
+        str(said["store"]),
+        str(said["inside"]),
+        target,
+        int(said["bytes"]),
+        str(said.get("why", "")),
+        bool(said.get("known")),
+        {str(rule): Count(*map(int, pair)) for rule, pair in said.get("rules", {}).items()},
+        int(said.get("functions", 0)),
+        int(said.get("unsafe", 0)),
+        int(said.get("undecoded", 0)),
+        tuple(
+            Kernel(path, member, target, str(name), {str(rule): Count(*map(int, pair)) for rule, pair in counts.items()})
+            for name, counts in said.get("kernels", {}).items()
+        ),
+    )
 
 
 def verify(rows: Sequence[Image], chip: Chip, llvm: str, workers: int = 0) -> Iterator[tuple[str, Mapping[str, object]]]:
@@ -147,11 +224,12 @@ def summed(rows: Sequence[Image], judged: Iterable[Judged], chip: Chip) -> tuple
     found: dict[tuple[str, str, str], list[Judged]] = {}
     for each in judged:
         found.setdefault((each.path, each.member, each.store), []).append(each)
-    wanted = {place: loaded(group, chip) for place, group in _grouped(rows).items()}
+    wanted = _wanted(rows, chip)[0]
     made = []
     for row in rows:
         mine = found.pop((row.path, row.inside, row.store), [])
-        if not mine and any(coverage.base(target) in wanted[row.path, row.inside] for target in row.targets):
+        targets = wanted.get(row.path, {}).get(row.inside, ())
+        if not mine and any(coverage.base(target) in targets for target in row.targets):
             made.append(replace(row, unread=(*row.unread, "not judged: its code was not there any more")))
         else:
             made.append(_with_safety(row, mine, chip))
@@ -165,7 +243,7 @@ def remember(images: Iterable[Image], chip: Chip, cache_folder: str) -> None:
     cache = Cache(cache_folder, write=True)
     for path, rows in _by_path(images).items():
         place = _identity(path, chip)
-        if place and any(chip.gfx in row.safety for row in rows):
+        if place and any(chip.gfx in row.safety for row in rows) and not any(row.unread for row in rows):
             told = [[row.inside, row.store, vars(row.safety[chip.gfx])] for row in rows if chip.gfx in row.safety]
             cache.put_file(place, told)
     cache.close()
@@ -196,7 +274,8 @@ def _identity(path: str, chip: Chip) -> str:
     except OSError:
         return ""
     parts = (os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino, chip.gfx, chip.override, version())
-    return "\0".join(str(part) for part in parts)
+    # A name may hold bytes that are no text; a key is one.
+    return hashlib.sha256("\0".join(str(part) for part in parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _by_path(images: Iterable[Image]) -> dict[str, list[Image]]:
@@ -206,52 +285,47 @@ def _by_path(images: Iterable[Image]) -> dict[str, list[Image]]:
     return groups
 
 
-def kernels(judged: Iterable[Judged]) -> Iterator[Kernel]:
-    """Every function in which something was found."""
-    for each in judged:
-        for name, counts in each.judgement.kernels.items():
-            yield Kernel(each.path, each.member, each.target, name, counts)
-
-
 def _with_safety(row: Image, judged: Sequence[Judged], chip: Chip) -> Image:
-    if not judged:
-        return row
-    rules: dict[str, int] = {}
-    certain = possible = functions = unsafe = undecoded = 0
-    why: dict[str, None] = {}
-    for each in judged:
-        if each.why:
-            why[f"not judged: {each.inside}: {each.why}"] = None
-        found = each.judgement
-        functions += found.functions
-        undecoded += found.undecoded
-        unsafe += sum(any(count.certain for count in counts.values()) for counts in found.kernels.values())
-        for rule, count in found.rules.items():
-            certain += count.certain
-            possible += count.possible
-            rules[rule] = rules.get(rule, 0) + count.certain + count.possible
+    why = dict.fromkeys(f"not judged: {each.inside}: {each.why}" for each in judged if each.why)
+    done = [each for each in judged if not each.why]
+    undecoded = sum(each.undecoded for each in done)
     if undecoded:
-        why[f"{undecoded} words in the code are no instruction that is known"] = None
-    code = next((coverage.base(each.target) for each in judged if each.target), "")
-    safety = {**row.safety, chip.gfx: Safety(certain, possible, dict(sorted(rules.items())), code, functions, unsafe)}
-    return replace(row, unread=(*row.unread, *why), safety=safety)
+        why[f"{undecoded:,} words in the code are no instruction that is known"] = None
+    unread = (*row.unread, *tuple(why)[:REASONS], *((f"and {len(why) - REASONS} more",) if len(why) > REASONS else ()))
+    if not done:
+        return replace(row, unread=unread)
+    rules: dict[str, Count] = {}
+    for each in done:
+        for rule, count in each.rules.items():
+            rules[rule] = rules.get(rule, Count()) + count
+    safety = Safety(
+        sum(count.certain for count in rules.values()),
+        sum(count.possible for count in rules.values()),
+        {rule: count.certain + count.possible for rule, count in sorted(rules.items())},
+        coverage.base(done[0].target),
+        sum(each.functions for each in done),
+        sum(each.unsafe for each in done),
+        {rule: count.certain for rule, count in sorted(rules.items())},
+    )
+    return replace(row, unread=unread, safety={**row.safety, chip.gfx: safety})
 
 
 def _wanted(rows: Iterable[Image], chip: Chip) -> tuple[dict[str, dict[str, list[str]]], dict[str, int]]:
-    """By path: targets to look at in each member, and bytes of their code."""
+    """By path: targets to look at in each member, and bytes of their code. The library decides, not the file: a chip that has
+    files of its own in a folder never opens those of others.
+    """
     members: dict[str, dict[str, list[str]]] = {}
     sizes: dict[str, int] = {}
-    for (path, member), group in _grouped(rows).items():
-        targets = loaded(group, chip)
-        size = sum(code.bytes for row in group for target, code in row.targets.items() if coverage.base(target) in targets)
-        if targets and size > 0:
-            members.setdefault(path, {})[member] = list(targets)
-            sizes[path] = sizes.get(path, 0) + size
+    for group in libraries(rows).values():
+        code = outlook(group, chip).code
+        if not code or not judges(code, chip.gfx):
+            continue
+        for row in group:
+            size = sum(held.bytes for target, held in row.targets.items() if coverage.base(target) == code)
+            if size > 0:
+                members.setdefault(row.path, {})[row.inside] = [code]
+                sizes[row.path] = sizes.get(row.path, 0) + size
+    for path, size in sizes.items():
+        with contextlib.suppress(OSError):
+            sizes[path] = min(size, GROWTH * os.stat(path).st_size)
     return members, sizes
-
-
-def _grouped(rows: Iterable[Image]) -> dict[tuple[str, str], list[Image]]:
-    groups: dict[tuple[str, str], list[Image]] = {}
-    for row in rows:
-        groups.setdefault((row.path, row.inside), []).append(row)
-    return groups

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from images.build import S_ENDPGM, elf_object
 from rocm_patch.errors import FormatError
+from rocm_patch.images import code_object
+from rocm_patch.images.code_object import CodeObject, Function
 from rocm_patch.images.source import Bytes
-from rocm_patch.isa import Count, Site, cache, judge, judges, rules, sites
+from rocm_patch.isa import Count, Site, cache, judge, judges, rules, sites, stretches
 from rocm_patch.isa.hazards import CHECKS
-from rocm_patch.isa.stretch import FUNCTION_LIMIT
+from rocm_patch.isa.stretch import FUNCTION_LIMIT, prepare
 from rocm_patch.knowledge import load
 
 PREFETCH = struct.pack("<I", 0xBFA00003)
@@ -128,3 +130,37 @@ def test_a_broken_cache_is_an_empty_cache(tmp_path, content: bytes) -> None:
         kept.put("a", found)
         assert kept.get("a") in (None, found)
         kept.close()
+
+
+def test_code_without_a_function_symbol_is_judged() -> None:
+    """Hand-written assembly labels kernels without saying that they are functions."""
+    data = bytearray(made("gfx1030", NOP * 4 + S_ENDPGM, PREFETCH + NOP * 3 + S_ENDPGM).data)
+    source = Bytes(bytes(data))
+    assert judge(source, "gfx1010").rules == {"inst-prefetch": Count(1, 0)}
+    read = code_object.read(source)
+    blind = CodeObject(read.target, read.kernel_names, read.functions[:1], read.text_offset, read.text_address, read.text_size)
+    (_, code, unknown), *rest = stretches(source, blind, "gfx1010")
+    assert (rest, unknown) == ([], 0)
+    assert CHECKS["inst-prefetch"](code).certain.tolist() == [5]
+
+
+def test_a_symbol_within_a_function_hides_nothing() -> None:
+    source = made("gfx1030", NOP * 4 + PREFETCH * 3 + S_ENDPGM)
+    read = code_object.read(source)
+    (whole,) = read.functions
+    inner = Function("inner", whole.address + 4, 4, whole.offset + 4, False)
+    nested = CodeObject(read.target, read.kernel_names, (whole, inner), read.text_offset, read.text_address, read.text_size)
+    found = [len(CHECKS["inst-prefetch"](code).certain) for _, code, _ in stretches(source, nested, "gfx1010")]
+    assert found == [3]
+
+
+def test_each_kernel_has_its_own_wave() -> None:
+    """In wave64 v_cmp writes two registers, in wave32 one: a neighbour's wave must not decide."""
+    load = struct.pack("<2I", 0xF4000200, 0x0A000000)  # s_load_dword s8, s[0:1], s5
+    compare = struct.pack("<2I", 0xD4C20004, 0x00020300)  # v_cmp_eq_u32 s4, v0, v1
+    wide = struct.pack("<I", 0xBEFE04C1) * 3  # s_mov_b64 exec, -1
+    narrow = struct.pack("<I", 0xBEFE03C1)  # s_mov_b32 exec_lo, -1
+    data = wide + S_ENDPGM + narrow + load + compare + S_ENDPGM
+    for told, hits in ((0, 0), (32, 0), (64, 1)):
+        code, _ = prepare(data, 0, [(0, 16, 0), (16, len(data) - 16, told)], "d", "a")
+        assert len(CHECKS["smem-to-vector-write"](code).certain) == hits

@@ -34,7 +34,9 @@ def scan(
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH]...", help="Libraries, wheels, folders, environments; without: what is installed.")
     ] = None,
-    target: Annotated[str, typer.Option("--for", help="The chip to judge for; without: this machine's card.", metavar="GFX")] = "",
+    target: Annotated[
+        str, typer.Option("--for", help="The chip to judge for, as gfx1010 or 'RX 5700'; without: this machine's card.", metavar="GFX")
+    ] = "",
     as_json: JsonOption = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="List the kernels that are unsafe on the chip.")] = False,
     targets_only: Annotated[bool, typer.Option("--targets-only", help="Do not judge whether the code is safe: only what is there.")] = False,
@@ -52,11 +54,12 @@ def scan(
     from rocm_patch.report import scan as report
 
     tables = knowledge.load()
-    if target and target not in tables.gpus:
-        raise UsageError(f"--for {target}: no such chip", f"known are {', '.join(tables.gpus)}")
+    target = _known(target, tables) if target else ""
     for path in paths or ():
-        if not os.path.exists(path):
-            raise UsageError(f"{path}: there is no such file")
+        try:
+            os.stat(path)
+        except OSError as error:
+            raise UsageError(f"{path}: {'there is no such file' if isinstance(error, FileNotFoundError) else error.strerror}") from None
     case = None if paths and target else _case(tables)
     chip = _chip(case, target, tables)
     if chip is None and (kernels or check):
@@ -65,31 +68,65 @@ def scan(
     judged: list[Judged] = []
     if chip is not None and not targets_only:
         folder = "" if no_cache else cache.folder(os.environ)
-        judged = _judge(found, chip, folder)
+        judged = _judge(found, chip, folder, kernels=kernels)
         found = safety.summed(found, judged, chip)
         if folder:
             safety.remember(found, chip, folder)
     verified = _verify(found, chip) if check and chip else None
+    named = [kernel for each in judged for kernel in each.kernels]
+    out = words.console()
+    if not out.is_terminal:
+        out.width = 10_000  # a row stays a line for whoever greps it
     if as_json:
-        documents.show(report.document(found, chip, safety.kernels(judged) if kernels else None, verified))
+        documents.show(report.document(found, chip, named if kernels else None, verified))
     else:
-        report.show(found, chip, tables, words.console(), verbose=verbose)
+        if not found:
+            out.print(_nothing(paths, chip))
+        else:
+            report.show(found, chip, tables, out, verbose=verbose)
         if kernels:
-            report.show_kernels(list(safety.kernels(judged)), words.console(), verbose=verbose)
+            report.show_kernels(named, out, verbose=verbose)
         if verified:
-            report.show_verified(verified, words.console())
+            report.show_verified(verified, out)
     raise SystemExit(_exit_code(found, chip if target else None))
 
 
 def _exit_code(found: Sequence[Image], chip: Chip | None) -> int:
-    from rocm_patch.images import coverage
-    from rocm_patch.report.scan import libraries
+    from rocm_patch.safety import libraries, outlook
 
     if chip is not None:
-        missing = any(coverage.of(rows, chip.gfx, chip.generic).answer == "other" for rows in libraries(found).values())
+        looks = [outlook(rows, chip) for rows in libraries(found).values()]
+        missing = any(not look.runs and look.how not in ("none", "unread") for look in looks)
         if missing or any(image.safety[chip.gfx].certain for image in found if chip.gfx in image.safety):
             return EXIT_PROBLEMS
     return EXIT_INCONCLUSIVE if any(image.unread for image in found) else EXIT_FINE
+
+
+def _nothing(paths: Sequence[str] | None, chip: Chip | None) -> str:
+    if paths:
+        return "no device code"
+    card = f"the card here is a {chip.gfx}" if chip else "no AMD card is here"
+    return f"no ROCm torch and no ROCm libraries are installed, and {card}; name what to read: rocm-patch scan PATH --for gfx1010"
+
+
+def _known(target: str, tables: Knowledge) -> str:
+    """The chip that somebody means: a target in any case, an override's number, or a card's name. Raises UsageError."""
+    from rocm_patch.images.coverage import base, forced
+
+    wanted = base(target.strip().lower())
+    for name in (wanted, forced(target) or ""):
+        if name in tables.gpus:
+            return name
+    letters = wanted.replace(" ", "").removeprefix("amd").removeprefix("radeon")
+    sold = {
+        gfx: [name for device in row.devices for name in (*device.names, *device.revisions.values())] for gfx, row in tables.gpus.items() if row.scope
+    }
+    found = [gfx for gfx, names in sold.items() if any(name.lower().replace(" ", "").removeprefix("radeon").startswith(letters) for name in names)]
+    if letters and len(found) == 1:
+        return found[0]
+    if found and letters:
+        raise UsageError(f"--for {target}: cards of that name are {', '.join(found)}", "say which")
+    raise UsageError(f"--for {target}: no such chip", f"known are {', '.join(tables.gpus)}; an RX 5700 is gfx1010, an RX 6600 gfx1032")
 
 
 def _case(tables: Knowledge) -> Case:
@@ -138,7 +175,8 @@ def _read(paths: Sequence[str]) -> tuple[Image, ...]:
     """All rows, in the order of paths."""
     from rocm_patch.images import pool, walk
 
-    tasks: list[Candidate] = list(dict.fromkeys(walk.candidates(paths)))
+    # A file that is named twice, or also through a link, is one file.
+    tasks: list[Candidate] = list({os.path.realpath(task.path): task for task in walk.candidates(paths)}.values())
     rows: dict[str, tuple[Image, ...]] = {}
     with _bar("reading", sum(task.size for task in tasks)) as (progress, line):
         for done in pool.scan(tasks):
@@ -147,12 +185,12 @@ def _read(paths: Sequence[str]) -> tuple[Image, ...]:
     return tuple(image for task in tasks for image in rows.get(task.path, ()))
 
 
-def _judge(found: Sequence[Image], chip: Chip, folder: str) -> list[Judged]:
+def _judge(found: Sequence[Image], chip: Chip, folder: str, *, kernels: bool) -> list[Judged]:
     from rocm_patch import safety
 
     judged = []
     with _bar(f"judging for {chip.gfx}", safety.size(found, chip)) as (progress, line):
-        for each in safety.judge(found, chip, folder):
+        for each in safety.judge(found, chip, folder, kernels=kernels):
             judged.append(each)
             progress.advance(line, each.size)
     # Children answer as they end; what is shown has an order.

@@ -108,6 +108,9 @@ def _header(source: Source) -> elf.Elf:
     header = elf.read(source)
     if header.machine != elf.MACHINE_AMDGPU:
         raise FormatError(f"an ELF file for machine {header.machine}, not AMDGPU")
+    if not header.sections:
+        # The loader does without; we would find no code in it and call it safe.
+        raise FormatError("a code object without section headers")
     return header
 
 

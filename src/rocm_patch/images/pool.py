@@ -26,7 +26,8 @@ from rocm_patch.run import CLEAN
 
 PATIENCE: Final = 10.0
 """Times its computing time that a task may take before it counts as hanging, on a disk that answers no more."""
-LINE_LIMIT: Final = 4 << 20
+LINE_LIMIT: Final = 32 << 20
+"""Bytes of one answer: a judgement with the names of its kernels, packed and plain, is the longest."""
 _START: Final = "import sys, importlib; sys.path.insert(0, sys.argv[1]); importlib.import_module(sys.argv[2]).main()"
 _HOME: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _READER: Final = "rocm_patch.images.worker"

@@ -167,6 +167,8 @@ def _look(path: str, *, named: bool) -> Iterator[Candidate]:
             head = file.read(0, min(HEAD, file.size))
             if format_of(path, head) or (head.startswith(archive.MAGIC) and (named or path.endswith(_ARCHIVES))):
                 yield Candidate(path, file.size)
+            elif named:
+                yield Candidate(path, why="neither a library nor a wheel, nor anything else that holds device code")
     except FormatError as error:
         if named or not stat.S_ISREG(_mode(path)) or not path.endswith(_NEVER):
             yield Candidate(path, why=error.what)

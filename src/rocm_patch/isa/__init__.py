@@ -99,13 +99,13 @@ def judge(source: Source, chip: str) -> Judgement:
     import numpy
 
     read = code_object.read(source)
-    total, undecoded, count = 0, 0, 0
+    total, undecoded, looked = 0, 0, 0
     by_rule: dict[str, Count] = {}
     by_function: dict[str, dict[str, Count]] = {}
     for functions, code, unknown in stretches(source, read, chip):
         total += len(code.instructions.at)
         undecoded += unknown
-        count += len(functions)
+        looked += len(functions)
         owner = numpy.cumsum(code.first) - 1
         for rule, hits in _hits(code, chip):
             by_rule[rule] = by_rule.get(rule, Count()) + Count(len(hits.certain), len(hits.possible))
@@ -115,7 +115,7 @@ def judge(source: Source, chip: str) -> Judgement:
                     found = by_function.setdefault(functions[number].name, {})
                     found[rule] = found.get(rule, Count()) + (Count(count, 0) if certain else Count(0, count))
     found_rules = {rule: count for rule, count in by_rule.items() if count != Count()}
-    return Judgement(total, undecoded, found_rules, by_function, count)
+    return Judgement(total, undecoded, found_rules, by_function, looked)
 
 
 def sites(source: Source, chip: str) -> Iterator[Site]:

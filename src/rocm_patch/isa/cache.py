@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from rocm_patch.isa import Count, Judgement
 
-__all__ = ["Cache", "folder", "from_json", "key", "to_json"]
+__all__ = ["Cache", "folder", "from_json", "key", "pack", "to_json"]
 
 SCHEMA: Final = 1
 _PARTS: Final = ("opcodes.tsv", "rules.toml", "decode.py", "facts.py", "flow.py", "hazards.py", "stretch.py", "table.py", "__init__.py")
@@ -73,6 +73,11 @@ def from_json(values: Mapping[str, Any]) -> Judgement:
     )
 
 
+def pack(values: Any) -> bytes:
+    """Plain values as they are kept."""
+    return zlib.compress(json.dumps(values).encode(), 1)
+
+
 class Cache:
     """The file, opened for as long as a scan lasts. `write` False: only asked, never made or changed."""
 
@@ -102,7 +107,11 @@ class Cache:
 
     def put(self, wanted: str, found: Judgement) -> None:
         """Keep a judgement."""
-        self._put("judgement", wanted, to_json(found))
+        self.put_packed(wanted, pack(to_json(found)))
+
+    def put_packed(self, wanted: str, packed: bytes) -> None:
+        """Keep a judgement that was packed elsewhere."""
+        self._put("judgement", wanted, packed)
 
     def get_file(self, wanted: str) -> Any:
         """What was noted of a file: plain values, None if nothing."""
@@ -110,7 +119,7 @@ class Cache:
 
     def put_file(self, wanted: str, values: Any) -> None:
         """Note plain values of a file."""
-        self._put("file", wanted, values)
+        self._put("file", wanted, pack(values))
 
     def _get(self, name: str, wanted: str) -> Any:
         if self._connection is None:
@@ -121,10 +130,9 @@ class Cache:
         except (sqlite3.Error, zlib.error, ValueError, TypeError, RecursionError):
             return None
 
-    def _put(self, name: str, wanted: str, values: Any) -> None:
+    def _put(self, name: str, wanted: str, packed: bytes) -> None:
         # A full disk or a locked file is no reason to stop.
         if self._connection is not None:
-            packed = zlib.compress(json.dumps(values).encode(), 1)
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute(f"insert or replace into {name} values (?, ?)", (wanted, packed))  # noqa: S608
 

@@ -5,20 +5,27 @@ Started by `images.pool`, with the limits of `images.worker`. What was judged be
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
 from rocm_patch.errors import FormatError
-from rocm_patch.images import walk, worker
+from rocm_patch.images import code_object, walk, worker
 from rocm_patch.images.coverage import base
 from rocm_patch.images.source import Code, Source
 from rocm_patch.isa import judge
-from rocm_patch.isa.cache import Cache, key, to_json
+from rocm_patch.isa.cache import Cache, key, pack, to_json
 
 RATE: Final = 2 << 20
 """Bytes of code a second at which a judge counts as stuck; 14 MB/s are usual."""
+LETTERS: Final = 8 << 20
+"""Of all names of functions that are told of one code object."""
+NAME: Final = 4096
+"""Letters of one."""
+PACKED: Final = 8 << 20
+"""Bytes of a judgement that is kept."""
 _PIECE: Final = 1 << 20
 
 
@@ -36,6 +43,7 @@ def _answer(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     cache = Cache(task["cache"], write=False)
     part, parts = task["part"], task["parts"]
     number = -1
+    said: dict[str, dict[str, Any]] = {}
     for member, item in walk.items(task["path"]):
         if not isinstance(item, Code) or base(item.target) not in task["members"].get(member[: worker.NAME_LIMIT], ()):
             continue
@@ -44,13 +52,41 @@ def _answer(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
             continue
         where = {"member": member[: worker.NAME_LIMIT], "store": item.store, "inside": item.inside[: worker.NAME_LIMIT], "target": item.target}
         try:
-            wanted = key(_digest(item.data), task["chip"])
-            known = cache.get(wanted)
-            found = known or judge(item.data, task["chip"])
-            yield {**where, "bytes": item.data.size, "key": "" if known else wanted, "judgement": to_json(found)}
+            content = _digest(item.data)
+            if content not in said:
+                said[content] = _told(item, key(content, task["chip"]), cache, task)
+            # Entries may lie over each other, thousands of them on one object: it is judged once, and sent once in full.
+            yield {**said[content], **where, "bytes": item.data.size}
+            said[content] = {name: value for name, value in said[content].items() if name not in ("packed", "kernels")}
         except FormatError as error:
             yield {**where, "bytes": 0, "why": error.what}
     cache.close()
+
+
+def _told(item: Code, wanted: str, cache: Cache, task: dict[str, Any]) -> dict[str, Any]:
+    made_for = base(code_object.target(item.data))
+    if made_for != base(item.target):
+        raise FormatError(f"its container says {item.target}, the code itself is for {made_for}")
+    known = cache.get(wanted)
+    found = known or judge(item.data, task["chip"])
+    values = to_json(found)
+    kernels, letters = {}, 0
+    for name, counts in values["kernels"].items() if task["kernels"] else ():
+        letters += len(name)
+        if letters > LETTERS:
+            break
+        kernels[name[:NAME]] = counts
+    packed = pack(values) if known is None and task["cache"] else b""
+    return {
+        "key": wanted,
+        "known": known is not None,
+        "packed": base64.b64encode(packed).decode() if len(packed) <= PACKED else "",
+        "rules": values["rules"],
+        "functions": found.functions,
+        "undecoded": found.undecoded,
+        "unsafe": sum(any(count.certain for count in counts.values()) for counts in found.kernels.values()),
+        "kernels": kernels,
+    }
 
 
 def _digest(source: Source) -> str:

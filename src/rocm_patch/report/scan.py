@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +18,10 @@ from rocm_patch.isa import Count, rules
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.model import SCHEMA, Image
 from rocm_patch.report.names import demangled, folded
-from rocm_patch.safety import Chip, Kernel
+from rocm_patch.safety import Chip, Kernel, Outlook, libraries, outlook
 
-_COLOURS = {"native": "green", "generic": "green", "other": "red", "none": "dim", "unread": "yellow"}
+_VALUES = {"gfx1030": "10.3.0", "gfx1010": "10.1.0"}
+"""Overrides that are in use, by the code that they bring."""
 _NAMED = 6
 """Targets named in a cell; the rest is counted."""
 _KERNELS = 40
@@ -52,78 +54,120 @@ class Verified:
         self.examples += found["examples"][: max(0, _EXAMPLES - len(self.examples))]
 
 
-def libraries(files: Sequence[Image]) -> Mapping[str, tuple[Image, ...]]:
-    """Rows by the library that they are parts of: a bundle's library is the file, of the other stores the folder of files by chip."""
-    found: dict[str, list[Image]] = {}
-    for image in files:
-        whole = image.path + (f"!{image.inside}" if image.inside else "")
-        parts = image.store in ("tensile", "aotriton", "miopen") or whole.endswith((".kpack", ".hsaco", ".co"))
-        found.setdefault(os.path.dirname(whole) if parts and not os.path.isdir(image.path) else whole, []).append(image)
-    return {name: tuple(rows) for name, rows in found.items()}
-
-
 def document(files: Sequence[Image], chip: Chip | None, kernels: Iterable[Kernel] | None = None, verified: Verified | None = None) -> dict[str, Any]:
     """The JSON document: every file, and its library's answer for the chip if one is known; kernels and comparison where asked for."""
     answers = {id(image): coverage.of(rows, chip.gfx, chip.generic) for rows in libraries(files).values() for image in rows} if chip else {}
+    looks = {id(image): outlook(rows, chip) for rows in libraries(files).values() for image in rows} if chip else {}
     return {
         "schema": SCHEMA,
         "for": chip.gfx if chip else None,
-        "override": {"value": chip.override, "loads": chip.forced} if chip and chip.override else None,
-        "files": [{**codec.encode(image), "coverage": answers[id(image)].answer if chip else None} for image in files],
+        "override": {"value": chip.override, "loads": chip.forced or None} if chip and chip.override else None,
+        "files": [
+            {
+                **codec.encode(image),
+                "coverage": answers[id(image)].answer if chip else None,
+                "outlook": looks[id(image)].how if chip else None,
+            }
+            for image in files
+        ],
         **({"kernels": _kernel_rows(list(kernels))} if kernels is not None else {}),
         **({"verified": vars(verified)} if verified else {}),
     }
 
 
 def show(files: Sequence[Image], chip: Chip | None, knowledge: Knowledge, out: Console, *, verbose: bool = False) -> None:
-    """The table, and below it the reasons of what could not be read."""
-    if not files:
-        out.print("no device code")
-        return
-    groups = {f"{row.path}{'!' + row.inside if row.inside else ''} {row.store}": (row,) for row in files} if verbose else libraries(files)
+    """The table, what it means, what to do; and the reasons of what could not be read."""
+    whole = libraries(files)
+    groups = {f"{row.path}{'!' + row.inside if row.inside else ''}": (row,) for row in files} if verbose else whole
     common = os.path.commonpath([row.path for row in files]) if len({row.path for row in files}) > 1 else ""
-    table = Table(box=None, pad_edge=False)
-    for name in ("library", "store", "targets", *([f"on {chip.gfx}"] if chip else [])):
-        table.add_column(name, overflow="fold")
-    first = {row.generic for row in knowledge.gpus.values() if row.scope} | {row.gfx for row in knowledge.gpus.values() if row.scope}
     if common:
-        out.print(Text(f"in {common}"), soft_wrap=True)
+        out.print(Text(f"in {_plain(common)}"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in ("library", *([f"on {chip.gfx}"] if chip else []), "targets", "store"):
+        table.add_column(name, overflow="fold")
+    scope = {row.generic for row in knowledge.gpus.values() if row.scope} | {row.gfx for row in knowledge.gpus.values() if row.scope}
+    looks = {id(row): outlook(rows, chip) for rows in whole.values() for row in rows} if chip else {}
     for name, rows in groups.items():
-        shown = name.removeprefix(common).lstrip("/") if common else name
-        cells = [_plain(shown + (f" ({len(rows)} files)" if len(rows) > 1 else "")), _plain(", ".join(dict.fromkeys(row.store for row in rows)))]
-        cells.append(_plain(_targets(rows, first)))
+        shown = (name.removeprefix(common).lstrip("/") if common else name) or os.path.basename(name)
+        cells = [_plain(shown + (f" ({len(rows)} files)" if len(rows) > 1 else ""))]
         if chip:
-            answer = coverage.of(rows, chip.gfx, chip.generic)
-            words, colour = verdict(answer, chip), _COLOURS[answer.answer]
-            if told := _safety(rows, chip):
-                words, colour = f"{words}; {told[0]}", told[1] or colour
-            cells.append(Text(words, style=colour))
+            cells.append(Text(*verdict(looks[id(rows[0])], rows, chip)))
+        cells += [_plain(_targets(rows, scope, chip)), _plain(", ".join(dict.fromkeys(row.store for row in rows)))]
         table.add_row(*cells)
     out.print(table)
     if chip:
         _explain(files, chip, out)
+        for line in _advice([(outlook(rows, chip), rows) for rows in whole.values()], chip, knowledge):
+            out.print(Text("What to do: ", style="bold") + _plain(line), soft_wrap=True)
+        if len(whole) > 1:
+            answers = Counter(outlook(rows, chip).runs for rows in whole.values())
+            unread = sum(any(row.unread for row in rows) for rows in whole.values())
+            out.print(
+                f"{chip.gfx}: {answers[True]} of {len(whole)} libraries have code that it runs"
+                + (f", {unread} could not be read whole" if unread else "")
+            )
+    else:
+        out.print("Whether a card finds its code, and whether that is safe on it: --for gfx1010")
     for row in files:
         for why in row.unread:
             out.print(_plain(f"not read: {row.path}{'!' + row.inside if row.inside else ''}: {why}"), style="yellow", soft_wrap=True)
 
 
-def verdict(answer: coverage.Coverage, chip: Chip) -> str:
-    """What a chip gets from a library, and what to do about it."""
-    if answer.answer == "native":
-        words = "has your target"
-    elif answer.answer == "generic":
-        words = f"{answer.targets[0]} covers it"
-    elif answer.answer == "other":
-        words = "no code for it: take a build that names it"
-    else:
-        words = {"none": "no device code", "unread": "could not be read whole"}[answer.answer]
-    if not chip.override or answer.answer == "none" or chip.forced == chip.gfx:
-        return words
-    if answer.answer in ("native", "generic"):
-        return f"{words}; but the override {chip.override} asks for {chip.forced or 'no known chip'}"
-    if chip.forced in {coverage.base(target) for target in answer.targets}:
-        return f"{words}; the override {chip.override} loads {chip.forced} code on it"
-    return f"{words}; the override {chip.override} finds nothing here either"
+def verdict(look: Outlook, rows: Sequence[Image], chip: Chip) -> tuple[str, str]:
+    """What a chip gets from a library, in words, and a colour."""
+    found = [row.safety[chip.gfx] for row in rows if chip.gfx in row.safety]
+    functions, unsafe = sum(safety.functions for safety in found), sum(safety.unsafe for safety in found)
+    maybe = sum(safety.possible for safety in found)
+    count = (
+        f"{unsafe:,} of its {functions:,} functions are unsafe" if unsafe else f"{maybe:,} places may be unsafe" if maybe else "nothing unsafe in it"
+    )
+    judged = f": {count}" if functions else ""
+    if look.how == "own":
+        own = "has your target" if look.code == chip.gfx else f"{look.code} covers it"
+        if unsafe:
+            return f"{own}; {unsafe:,} of its {functions:,} functions hold what a compiler avoids there", "yellow"
+        return own + (f", {count}" if functions else ""), "green"
+    if look.how == "override":
+        return f"the override {chip.override} runs {look.code} code{judged}", "red" if unsafe else "yellow" if maybe else "green"
+    if look.how in ("hidden", "nothing"):
+        named = f"asks for {chip.forced}, which is not in it" if chip.forced else "is no version: the runtime refuses to start"
+        return f"the override {chip.override} {named}" + ("; your target is" if look.own else ""), "red"
+    if look.how == "sibling":
+        if functions and not unsafe and not maybe:
+            return f"no code for it; {look.code} code would run under an override, {count}", "yellow"
+        return f"no code for it; under an override, {look.code} code{judged}", "red"
+    return {"foreign": ("no code for it", "red"), "none": ("no device code", "dim"), "unread": ("could not be read whole", "yellow")}[look.how]
+
+
+def _advice(found: Sequence[tuple[Outlook, Sequence[Image]]], chip: Chip, knowledge: Knowledge) -> list[str]:
+    """What follows from all libraries together."""
+    lines = []
+    unsafe = {id(rows) for _, rows in found if any(row.safety[chip.gfx].certain for row in rows if chip.gfx in row.safety)}
+    overridden = [(look, rows) for look, rows in found if look.how in ("override", "hidden", "nothing")]
+    if any(look.own for look, _ in overridden):
+        lines.append(f"unset HSA_OVERRIDE_GFX_VERSION: code for {chip.gfx} is there, and the override keeps it from being used")
+    elif any(look.how != "override" or id(rows) in unsafe for look, rows in overridden):
+        lines.append("unset HSA_OVERRIDE_GFX_VERSION: what it asks for is not there, or does not fit this chip")
+    lacking = [
+        (look, rows) for look, rows in found if look.how in ("sibling", "foreign", "nothing") or (look.how == "override" and id(rows) in unsafe)
+    ]
+    if any(not look.own for look, _ in lacking):
+        line = next((row for row in knowledge.wheels if chip.gfx in row.gfx), None)
+        index = f"; PyTorch with it: pip install --index-url {line.index} 'torch[device-{chip.gfx}]'" if line else ""
+        lines.append(f"take a build that has code for {chip.gfx}{index}")
+    sound = {look.code for look, rows in lacking if look.how == "sibling" and id(rows) not in unsafe and _clean(rows, chip)}
+    for code in sorted(sound & set(_VALUES)):
+        lines.append(
+            f"or set HSA_OVERRIDE_GFX_VERSION={_VALUES[code]} for programs that have {code} code only: nothing unsafe was found in it for this chip"
+        )
+    if any(look.how == "own" and id(rows) in unsafe for look, rows in found):
+        lines.append("nothing, as long as it works: what is not clean was written by hand, where no compiler looks (docs/override-safety.md)")
+    return lines
+
+
+def _clean(rows: Sequence[Image], chip: Chip) -> bool:
+    judged = [row.safety[chip.gfx] for row in rows if chip.gfx in row.safety]
+    return bool(judged) and not any(safety.certain or safety.possible for safety in judged)
 
 
 def show_kernels(kernels: Sequence[Kernel], out: Console, *, verbose: bool = False) -> None:
@@ -182,35 +226,24 @@ def _kernel_rows(kernels: Sequence[Kernel]) -> list[dict[str, Any]]:
     ]
 
 
-def _safety(rows: Sequence[Image], chip: Chip) -> tuple[str, str] | None:
-    """What was found in the code that the chip would run, and a colour; None where nothing was judged."""
-    found = [row.safety[chip.gfx] for row in rows if chip.gfx in row.safety]
-    if not found:
-        return None
-    code = "/".join(sorted({safety.code for safety in found}))
-    certain, possible = sum(safety.certain for safety in found), sum(safety.possible for safety in found)
-    if certain:
-        functions, unsafe = sum(safety.functions for safety in found), sum(safety.unsafe for safety in found)
-        return f"{unsafe:,} of {functions:,} functions for {code} are unsafe on it", "red"
-    if possible:
-        return f"its code for {code} may be unsafe in {possible:,} places", "yellow"
-    return f"nothing unsafe in its code for {code}", ""
-
-
 def _explain(files: Sequence[Image], chip: Chip, out: Console) -> None:
     """The rules that fired, in words, with how often."""
-    totals: dict[str, int] = {}
+    certain: Counter[str] = Counter()
+    both: Counter[str] = Counter()
     for row in files:
-        for rule, count in row.safety[chip.gfx].rules.items() if chip.gfx in row.safety else ():
-            totals[rule] = totals.get(rule, 0) + count
-    if not totals:
+        if chip.gfx in row.safety:
+            certain.update(row.safety[chip.gfx].certain_rules)
+            both.update(row.safety[chip.gfx].rules)
+    if not both:
         return
     out.print(f"\nFound by reading the instructions; how often a {chip.gfx} goes wrong there is not known:")
+    table = Table(box=None, pad_edge=False)
+    for name in ("certain", "possible", "what it is, and what can come of it"):
+        table.add_column(name, justify="left" if name.startswith("what") else "right", overflow="fold")
     for rule in rules():
-        if rule.id in totals:
-            out.print(Text(f"  {totals[rule.id]:>10,}  {rule.title}. {rule.means}"), soft_wrap=True)
-    if any(row.safety[chip.gfx].certain for row in files if chip.gfx in row.safety):
-        out.print(f"What to do: install libraries that have code for {chip.gfx}; `rocm-patch doctor` names a wheel.", soft_wrap=True)
+        if both[rule.id]:
+            table.add_row(f"{certain[rule.id]:,}", f"{both[rule.id] - certain[rule.id]:,}", f"{rule.id}: {rule.title}. {rule.means}")
+    out.print(table)
 
 
 def _count(count: Count) -> str:
@@ -218,17 +251,34 @@ def _count(count: Count) -> str:
     return " + ".join(parts)
 
 
-def _targets(rows: Sequence[Image], first: set[str]) -> str:
+def _targets(rows: Sequence[Image], scope: set[str], chip: Chip | None) -> str:
     total = coverage.total(rows)
-    ours = [target for target in total if coverage.base(target) in first or target == "spirv"]
-    others = [target for target in total if target not in ours]
-    alike: dict[str, list[str]] = {}
-    for target in ours:
-        alike.setdefault(f"{total[target].kernels:,} kernels" if total[target].kernels >= 0 else "", []).append(target)
-    parts = [f"{', '.join(names)}{': ' + count if count else ''}{' each' if count and len(names) > 1 else ''}" for count, names in alike.items()]
+    ours = [target for target in total if coverage.base(target) in scope or target == "spirv" or (chip and coverage.base(target) == chip.gfx)]
+    others = len(total) - len(ours)
     if not ours:
-        parts, others = [", ".join(others[:_NAMED])] if others else [], others[_NAMED:]
-    return ("; ".join(parts) + (f" and {len(others)} others" if others else "")) or "none"
+        named = list(total)
+        return ", ".join(named[:_NAMED]) + (f" and {len(named) - _NAMED} more chips" if len(named) > _NAMED else "") or "none"
+    alike: dict[int, list[str]] = {}
+    for target in ours:
+        alike.setdefault(total[target].kernels, []).append(target)
+    parts = []
+    for count, names in alike.items():
+        kernels = f": {count:,} kernel{'' if count == 1 else 's'}{' each' if len(names) > 1 else ''}" if count >= 0 else ""
+        parts.append(f"{', '.join(_ranges(names))}{kernels}")
+    return "; ".join(parts) + (f"; {others} other chip{'' if others == 1 else 's'}" if others else "")
+
+
+def _ranges(names: Sequence[str]) -> list[str]:
+    """['gfx1030', 'gfx1031', 'gfx1032'] -> ['gfx1030-1032']."""
+    made: list[str] = []
+    for number, name in enumerate(names):
+        digits = name.removeprefix("gfx")
+        before = names[number - 1].removeprefix("gfx") if number else ""
+        if digits.isdigit() and before.isdigit() and int(digits) == int(before) + 1:
+            made[-1] = f"{made[-1].partition('-')[0]}-{digits}"
+        else:
+            made.append(name)
+    return made
 
 
 def _plain(words: str) -> Text:
