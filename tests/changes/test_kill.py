@@ -34,7 +34,7 @@ CALL = re.compile(r"^(?P<call>\w+)\((?P<rest>.*)")
 
 def recover_once_dead(root):
     """The tracer may end a moment before the kernel has taken the lock from the process that it killed."""
-    for _ in range(100):
+    for _ in range(600):
         try:
             return do_recover(root)
         except RefusedError as error:

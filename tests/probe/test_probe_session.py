@@ -189,7 +189,8 @@ def test_the_last_table_can_be_read_back(bench, tmp_path):
 
 def test_ctrl_c_leaves_nothing_running(bench, tmp_path):
     script = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from probe_support import Bench, kit, probe
