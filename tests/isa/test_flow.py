@@ -66,7 +66,8 @@ def rule(name: str, kind: str, reads: int, writes: int, marks: str, state: froze
         hit = "permlane" in marks and bool(state)
         ends = kind == "valu" and "nop" not in marks
         return hit, (frozenset() if ends else state) | (frozenset({0}) if "cmpx" in marks else frozenset())
-    tag = {"ds": 0, "vmem": 1}.get(kind)
+    # LLVM 22 counts FLAT as vector memory here, those before it did not.
+    tag = {"ds": 0, "vmem": 1, **({"flat": 1} if name.endswith("since 22") else {})}.get(kind)
     hit = (tag == 0 and 3 in state) or (tag == 1 and 2 in state)
     if tag is not None:
         return hit, frozenset({tag})
@@ -75,6 +76,15 @@ def rule(name: str, kind: str, reads: int, writes: int, marks: str, state: froze
     if kind == "branch":
         return False, frozenset({0: 2, 1: 3}.get(each, each) for each in state)
     return False, state
+
+
+def expected(program: list[tuple[str, int]], name: str) -> tuple[set[int], set[int]]:
+    """Certain and possible hits of a rule."""
+    if name != "lds-branch-vmem":
+        return simple(program, name)
+    before, since = simple(program, name), simple(program, f"{name} since 22")
+    certain = before[0] & since[0]
+    return certain, (before[0] | before[1] | since[0] | since[1]) - certain
 
 
 def simple(program: list[tuple[str, int]], name: str) -> tuple[set[int], set[int]]:
@@ -154,7 +164,7 @@ def test_random_programs(program: list[tuple[str, int]]) -> None:
     assert len(code.instructions.at) == len(program)
     for name in SEQUENCES:
         hits = CHECKS[name](code)
-        assert (set(hits.certain.tolist()), set(hits.possible.tolist())) == simple(program, name), name
+        assert (set(hits.certain.tolist()), set(hits.possible.tolist())) == expected(program, name), name
 
 
 def test_each_sequence_rule_is_reached() -> None:

@@ -193,8 +193,22 @@ def vcmpx_permlane(code: Code) -> Hits:
 
 
 def lds_branch_vmem(code: Code) -> Hits:
-    """An LDS access and a vector memory access with a branch, but no wait for stores, between them."""
-    local, vector = code.any(Is.DS), code.any(Is.VMEM)
+    """An LDS access and a vector memory access with a branch, but no wait for stores, between them.
+
+    LLVM 22 began to count FLAT as vector memory here: as an access of that kind after LDS and a branch, and as one that ends
+    what an LDS access before it began. Certain is what both readings find; what one of them finds is possible.
+    """
+    before = _lds_and(code, code.any(Is.VMEM))
+    if not code.any(Is.FLAT).any():
+        return before
+    since = _lds_and(code, code.any(Is.VMEM | Is.FLAT))
+    certain = numpy.intersect1d(before.certain, since.certain)
+    found = numpy.concatenate([before.certain, before.possible, since.certain, since.possible])
+    return Hits(certain, numpy.setdiff1d(found, certain))
+
+
+def _lds_and(code: Code, vector: Array) -> Hits:
+    local = code.any(Is.DS)
     if not (local.any() and vector.any()):
         return Hits(_NONE)
     waits = code.wait(Is.WAIT_STORE, 0xFFFF) & code.null
