@@ -39,6 +39,40 @@ def test_kernels_and_their_instructions():
     assert data[found.text_offset : found.text_offset + 48] == text
 
 
+def sections(*code, kind=1, flags=6):
+    """A code object of executable sections (address, bytes), without symbols."""
+    return build.elf([(".text", kind, flags, address, data, 0) for address, data in code], machine=224, flags=0x33, abi=64, abi_version=2)
+
+
+def move(data, number, *, offset):
+    """The object with section `number` (the first is 1) at another offset in the file."""
+    [table] = struct.unpack_from("<Q", data, 40)
+    place = table + 64 * number + 24
+    return data[:place] + struct.pack("<Q", offset) + data[place + 8 :]
+
+
+def test_all_sections_of_code_are_told_in_file_order():
+    data = sections((0x2000, b"a" * 8), (0x1000, b""), (0x1000, b"b" * 4))
+    swapped = move(move(data, 1, offset=128), 3, offset=64)
+    assert code_object.read(Bytes(data)).code == ((64, 0x2000, 8), (128, 0x1000, 4))
+    assert code_object.read(Bytes(swapped)).code == ((64, 0x1000, 4), (128, 0x2000, 8))
+    assert code_object.read(Bytes(sections((0, b"abcd"), flags=2))).code == ()
+    assert code_object.read(Bytes(sections((0, b"abcd"), kind=8))).code == ()
+
+
+def test_sections_of_code_over_each_other_beyond_the_file_or_without_number_are_refused():
+    data = sections((0, b"a" * 8), (0, b"b" * 8))
+    for changed, why in (
+        (move(data, 2, offset=64), "over each other"),
+        (move(data, 2, offset=71), "over each other"),
+        (move(data, 1, offset=len(data) - 4), "beyond the file"),
+        (move(data, 1, offset=2**64 - 4), "beyond the file"),
+        (sections(*[(0, b"abcd")] * (code_object.CODE_LIMIT + 1)), "4097 sections"),
+    ):
+        with pytest.raises(FormatError, match=why):
+            code_object.read(Bytes(changed))
+
+
 def test_a_function_without_a_size_lasts_until_the_next_symbol():
     data = bytearray(build.elf_object("gfx1010", ["a", "b"], bytes(64)))
     table = data.index(struct.pack("<QQ", 0x1000, 32)) - 8

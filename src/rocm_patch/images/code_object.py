@@ -27,6 +27,8 @@ STRINGS_LIMIT: Final = 1 << 26
 """Bytes of symbol names."""
 NAME_LIMIT: Final = 1 << 16
 """Bytes of one name; C++ templates of composable kernels reach some 4,000."""
+CODE_LIMIT: Final = 4096
+"""Sections of instructions in one code object: one is usual, -ffunction-sections makes one a function."""
 _SYMBOL_SIZE: Final = 24
 _CHUNK: Final = 1 << 20
 _SYMBOL_TABLE, _DYNAMIC_SYMBOLS = 2, 11
@@ -60,7 +62,8 @@ class Function:
 class CodeObject:
     """One code object. `functions` are in order of address, one an address: of aliases the kernel stays.
 
-    `target` is the target ID as in 'gfx90a:sramecc+:xnack-'. The text fields are 0 where there is no code.
+    `target` is the target ID as in 'gfx90a:sramecc+:xnack-'. The text fields are 0 where there is no code. `code` is every
+    executable section with bytes in the file, as (offset in the source, address, size), in order of offset, none over another.
     """
 
     target: str
@@ -69,6 +72,7 @@ class CodeObject:
     text_offset: int
     text_address: int
     text_size: int
+    code: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def kernels(self) -> int:
@@ -95,13 +99,11 @@ def read(source: Source) -> CodeObject:
     for table in tables[:1]:
         starts, ends, strings = _kernels(source, header, table)
         kernels = _names(strings, starts, ends)
-    text = _text(header)
-    if text.size and text.offset + text.size > source.size:
-        raise FormatError(f"the text of {text.size} bytes reaches beyond the file")
+    text, code = _text(header), _code(header, source.size)
     # .symtab also has what is local; a stripped file keeps .dynsym.
     whole = next((table for table in tables if table.type == _SYMBOL_TABLE), tables[0] if tables else None)
     functions = _functions(source, header, whole, frozenset(kernels)) if whole else ()
-    return CodeObject(_target(header), kernels, functions, text.offset, text.address, text.size)
+    return CodeObject(_target(header), kernels, functions, text.offset, text.address, text.size, code)
 
 
 def _header(source: Source) -> elf.Elf:
@@ -125,10 +127,30 @@ def _target(header: elf.Elf) -> str:
     return name + "".join(f":{feature}{'-+'[state & 1]}" for feature, low in _FEATURES if (state := header.flags >> low & 3) >= 2)
 
 
+def _executable(header: elf.Elf) -> list[elf.Section]:
+    # Not PROGBITS alone: a loader goes by segments, and what it maps as code is code.
+    return [section for section in header.sections if section.flags & _EXECUTABLE and section.type != elf.NO_BITS]
+
+
 def _text(header: elf.Elf) -> elf.Section:
-    executable = [section for section in header.sections if section.flags & _EXECUTABLE and section.type != elf.NO_BITS]
+    executable = _executable(header)
     named = [section for section in executable if section.name == ".text"]
     return next(iter(named + executable), elf.Section(".text", 1, 0, 0, 0, 0, 0))
+
+
+def _code(header: elf.Elf, size: int) -> tuple[tuple[int, int, int], ...]:
+    """All executable sections, see CodeObject. Raises FormatError where they are too many, lie over each other or beyond the file."""
+    found = sorted((section.offset, section.address, section.size) for section in _executable(header) if section.size)
+    if len(found) > CODE_LIMIT:
+        raise FormatError(f"{len(found)} sections of code")
+    end = 0
+    for offset, _, length in found:
+        if offset < end:
+            raise FormatError(f"sections of code lie over each other at {offset}")
+        end = offset + length
+    if end > size:
+        raise FormatError(f"the code ends at {end}, beyond the file of {size} bytes")
+    return tuple(found)
 
 
 def _tables(source: Source, header: elf.Elf) -> list[elf.Section]:
