@@ -35,6 +35,9 @@ def row(*targets: str) -> Image:
     [
         (("gfx1010:xnack-", "gfx1030"), NAVI10, Outlook("own", "gfx1010", True)),
         (("gfx1010:xnack+", "gfx1030"), NAVI10, Outlook("sibling", "gfx1030")),
+        (("gfx1010:xnack+",), NAVI10, Outlook("foreign")),
+        (("spirv",), NAVI10, Outlook("spirv")),
+        (("gfx1010", "spirv"), NAVI10, Outlook("own", "gfx1010", True)),
         (("gfx1010", "gfx1030"), FORCED, Outlook("override", "gfx1030", True)),
         (("gfx10-1-generic", "gfx1030"), NAVI10, Outlook("own", "gfx10-1-generic", True)),
         (("gfx1030", "gfx1100"), NAVI10, Outlook("sibling", "gfx1030")),
@@ -186,7 +189,7 @@ def test_what_was_found_is_recalled_until_the_file_changes(tmp_path: Path) -> No
     assert safety.recall(rows, NAVI10, kept) == rows
     assert not (tmp_path / "cache").exists()
     judged = summed(rows, judge(rows, NAVI10), NAVI10)
-    safety.remember(judged, NAVI10, kept)
+    safety.remember(judged, NAVI10, kept, {str(path): safety.state(str(path))})
     assert safety.recall(rows, NAVI10, kept) == judged
     assert safety.recall(rows, FORCED, kept) == rows  # another question
     path.write_bytes(library(plain_bundle({"gfx1030": code("gfx1030")})))
@@ -211,7 +214,7 @@ def test_what_could_not_be_judged_is_not_safe(tmp_path: Path) -> None:
     (image,) = summed(rows, told, NAVI10)
     assert not image.safety
     kept = str(tmp_path / "cache")
-    safety.remember((image,), NAVI10, kept)
+    safety.remember((image,), NAVI10, kept, {str(path): safety.state(str(path))})
     assert safety.recall(rows, NAVI10, kept) == rows
 
 
@@ -230,5 +233,49 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     rows = scanned(Path(os.fsdecode(path)))
     found = summed(rows, judge(rows, NAVI10), NAVI10)
     kept = str(tmp_path / "cache")
-    safety.remember(found, NAVI10, kept)
+    safety.remember(found, NAVI10, kept, {os.fsdecode(path): safety.state(os.fsdecode(path))})
     assert safety.recall(rows, NAVI10, kept) == found
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_noted(tmp_path: Path) -> None:
+    path = tmp_path / "libx.so"
+    path.write_bytes(library(plain_bundle({"gfx1030": code("gfx1030")})))
+    before = {str(path): safety.state(str(path))}
+    rows = scanned(path)
+    found = summed(rows, judge(rows, NAVI10), NAVI10)
+    path.unlink()
+    path.write_bytes(library(plain_bundle({"gfx1030": code("gfx1030", PREFETCH)})))
+    kept = str(tmp_path / "cache")
+    safety.remember(found, NAVI10, kept, before)
+    assert safety.recall(rows, NAVI10, kept) == rows
+
+
+def test_a_broken_part_does_not_hide_that_code_is_missing(tmp_path: Path) -> None:
+    image = Image("x", "", "fatbin", {"gfx1030": TargetCode(1, 1)}, ("a bundle is broken",))
+    assert outlook([image], NAVI10) == Outlook("sibling", "gfx1030")
+    assert outlook([Image("x", "", "fatbin", {}, ("broken",))], NAVI10) == Outlook("unread")
+
+
+def test_loose_files_are_one_library_only_where_their_names_say_so() -> None:
+    def named(name: str, target: str) -> Image:
+        return Image(f"/x/{name}", "", "object", {target: TargetCode(1, 1)}, ())
+
+    images = [named("a_gfx1010.co", "gfx1010"), named("a_gfx1030.co", "gfx1030"), named("b.co", "gfx1030")]
+    groups = safety.libraries(images)
+    assert [len(rows) for rows in groups.values()] == [2, 1]
+    assert [outlook(rows, NAVI10).how for rows in groups.values()] == ["own", "sibling"]
+
+
+def test_a_cache_that_is_not_ours_is_not_used(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "link").symlink_to(elsewhere)
+    path = tmp_path / "libx.so"
+    path.write_bytes(library(plain_bundle({"gfx1030": code("gfx1030", PREFETCH)})))
+    rows = scanned(path)
+    list(judge(rows, NAVI10, str(tmp_path / "link")))
+    assert not list(elsewhere.iterdir())
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "judgements.sqlite").symlink_to(tmp_path / "target")
+    assert summed(rows, judge(rows, NAVI10, str(tmp_path / "cache")), NAVI10)[0].safety["gfx1010"].certain == 1
+    assert not (tmp_path / "target").exists()

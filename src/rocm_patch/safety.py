@@ -7,9 +7,9 @@ its content as it comes: a scan that was broken off goes on where it stopped.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -22,23 +22,41 @@ from rocm_patch.isa.worker import seconds
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.model import Image, Safety
 
-__all__ = ["Chip", "Judged", "Kernel", "Outlook", "chip_of", "judge", "libraries", "outlook", "recall", "remember", "size", "summed", "verify"]
+__all__ = [
+    "Chip",
+    "Judged",
+    "Kernel",
+    "Outlook",
+    "chip_of",
+    "judge",
+    "libraries",
+    "outlook",
+    "recall",
+    "remember",
+    "size",
+    "state",
+    "summed",
+    "verify",
+]
 
 PART: Final = 8 << 20
 """Bytes of code in a file from which several children share it."""
 PARTS: Final = 16
-GROWTH: Final = 64
-"""Times its own size that the code in a file counts for: entries may lie over each other, or be packed densely."""
+GROWTH: Final = 16
+"""Times its own size that the packed code in a file counts for; plain code can count once. What a file claims is not believed."""
+NAMES: Final = 20_000
+"""Functions that are named in all."""
 SIBLINGS: Final = {
     "gfx101": ("gfx1010", "gfx10-1-generic", "gfx1012", "gfx1011", "gfx1030", "gfx10-3-generic"),
     "gfx103": ("gfx1030", "gfx10-3-generic", "gfx1010", "gfx10-1-generic"),
 }
 """Whose code people make a chip run by an override where it has none of its own: what fits best first."""
+_CHIP: Final = re.compile(r"gfx[0-9a-f]+")
 MODULE: Final = "rocm_patch.isa.worker"
 REASONS: Final = 16
 """Reasons told of one row."""
 
-How = Literal["own", "override", "hidden", "nothing", "sibling", "foreign", "none", "unread"]
+How = Literal["own", "override", "hidden", "nothing", "spirv", "sibling", "foreign", "none", "unread"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +75,9 @@ class Outlook:
     """What happens with a library on a chip: `code` is the target (without features) whose code runs, or would run.
 
     own: its own or a generic target; override: what the override in force names; hidden: there is code of its own, but the
-    override asks for what is not there; nothing: the override finds nothing, and there is no code of its own; sibling: no code
-    of its own, and this is what an override could bring; foreign: only code of other families; none: no code; unread: no code
-    for it in what could be read.
+    override asks for what is not there; nothing: the override finds nothing, and there is no code of its own; spirv: compiled
+    for the card when it is loaded; sibling: no code of its own, and this is what an override could bring; foreign: only code of
+    other families; none: no code; unread: no code for it in what could be read.
     """
 
     how: How
@@ -70,7 +88,7 @@ class Outlook:
     @property
     def runs(self) -> bool:
         """Whether the library's code runs on the chip as things are."""
-        return self.how in ("own", "override")
+        return self.how in ("own", "override", "spirv")
 
 
 @dataclass(frozen=True)
@@ -112,32 +130,41 @@ def chip_of(gfx: str, override: str, knowledge: Knowledge) -> Chip:
 
 
 def libraries(files: Iterable[Image]) -> Mapping[str, tuple[Image, ...]]:
-    """Rows by the library that they are parts of: a bundle's library is the file, of the other stores the folder of files by chip."""
+    """Rows by the library that they are parts of: a file, a folder of files by chip, or files whose names differ in the chip only."""
     found: dict[str, list[Image]] = {}
     for image in files:
         whole = image.path + (f"!{image.inside}" if image.inside else "")
-        parts = image.store in ("tensile", "aotriton", "miopen") or whole.endswith((".kpack", ".hsaco", ".co"))
-        found.setdefault(os.path.dirname(whole) if parts and not os.path.isdir(image.path) else whole, []).append(image)
+        folder, _, name = whole.rpartition("/")
+        if image.store in ("tensile", "aotriton", "miopen") and not os.path.isdir(image.path):
+            whole = folder
+        elif whole.endswith((".kpack", ".hsaco", ".co")):
+            whole = f"{folder}/{_CHIP.sub('*', name)}" if folder else _CHIP.sub("*", name)
+        found.setdefault(whole, []).append(image)
     return {name: tuple(rows) for name, rows in found.items()}
 
 
 def outlook(rows: Iterable[Image], chip: Chip) -> Outlook:
     """What happens with one library on a chip. What an override names is asked for whatever else is there."""
     rows = tuple(rows)
-    there = {coverage.base(target) for row in rows for target in row.targets if ":xnack+" not in target}
+    everything = {target for row in rows for target in row.targets}
+    there = {coverage.base(target) for target in everything if ":xnack+" not in target}
     own = next((target for target in (chip.gfx, chip.generic) if target and target in there), "")
     if chip.override and chip.forced != chip.gfx:
         forced = next((target for target in (chip.forced, chip.forced_generic) if target and target in there), "")
         if forced:
             return Outlook("override", forced, bool(own))
-        if there:
+        if everything - {"spirv"}:
             return Outlook("hidden" if own else "nothing", own, bool(own))
     if own:
         return Outlook("own", own, True)
+    if "spirv" in there:
+        return Outlook("spirv")
+    sibling = next((target for target in SIBLINGS.get(chip.gfx[:6], ()) if target in there), "")
+    if sibling:
+        return Outlook("sibling", sibling)
     if any(row.unread for row in rows):
         return Outlook("unread")
-    sibling = next((target for target in SIBLINGS.get(chip.gfx[:6], ()) if target in there), "")
-    return Outlook("sibling", sibling) if sibling else Outlook("foreign" if there else "none")
+    return Outlook("foreign" if everything else "none")
 
 
 def size(rows: Iterable[Image], chip: Chip) -> int:
@@ -154,6 +181,8 @@ def judge(rows: Sequence[Image], chip: Chip, cache_folder: str = "", workers: in
     jobs = []
     for path in sorted(members, key=lambda path: -sizes[path]):
         parts = min(PARTS, 1 + sizes[path] // PART)
+        # Each part goes through the whole file, and judges its share.
+        budget = seconds(sizes[path] // parts + _size_of(path))
         values = {
             "path": os.path.abspath(path),
             "members": members[path],
@@ -162,8 +191,9 @@ def judge(rows: Sequence[Image], chip: Chip, cache_folder: str = "", workers: in
             "cache": cache_folder,
             "kernels": kernels,
         }
-        jobs += [(path, pool.Task({**values, "part": part}, seconds(sizes[path]))) for part in range(parts)]
+        jobs += [(path, pool.Task({**values, "part": part}, budget)) for part in range(parts)]
     cache = Cache(cache_folder, write=True)
+    named = 0
     try:
         for event in pool.run([task for _, task in jobs], MODULE, workers):
             path = jobs[event.number][0]
@@ -174,7 +204,9 @@ def judge(rows: Sequence[Image], chip: Chip, cache_folder: str = "", workers: in
             said = event.values
             if said.get("packed"):
                 cache.put_packed(str(said["key"]), base64.b64decode(said["packed"]))
-            yield _judged(path, said)
+            judged = _judged(path, said)
+            named += len(judged.kernels)
+            yield judged if named <= NAMES else replace(judged, kernels=())
     finally:
         cache.close()
 
@@ -238,14 +270,26 @@ def summed(rows: Sequence[Image], judged: Iterable[Judged], chip: Chip) -> tuple
     return tuple(made)
 
 
-def remember(images: Iterable[Image], chip: Chip, cache_folder: str) -> None:
-    """Note by file what was found, so that `recall` has it without reading the file again."""
+def state(path: str) -> tuple[int, ...]:
+    """What changes when a file does, without reading it; empty where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def remember(images: Iterable[Image], chip: Chip, cache_folder: str, before: Mapping[str, tuple[int, ...]]) -> None:
+    """Note by file what was found, so that `recall` has it without reading the file again.
+
+    `before`: the state of the files before they were read. One that was changed or replaced meanwhile is not noted.
+    """
     cache = Cache(cache_folder, write=True)
     for path, rows in _by_path(images).items():
-        place = _identity(path, chip)
-        if place and any(chip.gfx in row.safety for row in rows) and not any(row.unread for row in rows):
-            told = [[row.inside, row.store, vars(row.safety[chip.gfx])] for row in rows if chip.gfx in row.safety]
-            cache.put_file(place, told)
+        known = before.get(path, ())
+        if not known or known != state(path) or any(row.unread for row in rows) or not any(chip.gfx in row.safety for row in rows):
+            continue
+        cache.put_file(_key(path, known, chip), [[row.inside, row.store, _values(row.safety[chip.gfx])] for row in rows if chip.gfx in row.safety])
     cache.close()
 
 
@@ -256,24 +300,39 @@ def recall(images: Iterable[Image], chip: Chip, cache_folder: str) -> tuple[Imag
     known: dict[str, dict[tuple[str, str], Safety]] = {}
     for image in images:
         if image.path not in known:
-            known[image.path] = {}
-            place = _identity(image.path, chip)
-            with contextlib.suppress(TypeError, ValueError, KeyError):
-                for inside, store, values in (cache.get_file(place) if place else None) or ():
-                    known[image.path][inside, store] = Safety(**values)
+            now = state(image.path)
+            known[image.path] = _noted(cache.get_file(_key(image.path, now, chip))) if now else {}
         safety = known[image.path].get((image.inside, image.store))
         made.append(replace(image, safety={**image.safety, chip.gfx: safety}) if safety else image)
     cache.close()
     return tuple(made)
 
 
-def _identity(path: str, chip: Chip) -> str:
-    """What tells a file's content without reading it; empty where there is no such file."""
+def _values(safety: Safety) -> dict[str, Any]:
+    return {**vars(safety), "rules": dict(safety.rules), "certain_rules": dict(safety.certain_rules)}
+
+
+def _noted(values: Any) -> dict[tuple[str, str], Safety]:
+    """What stands in a cache, if it is what we put there."""
     try:
-        status = os.stat(path)
-    except OSError:
-        return ""
-    parts = (os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino, chip.gfx, chip.override, version())
+        return {
+            (str(inside), str(store)): Safety(
+                int(each["certain"]),
+                int(each["possible"]),
+                {str(rule): int(count) for rule, count in each["rules"].items()},
+                str(each["code"]),
+                int(each["functions"]),
+                int(each["unsafe"]),
+                {str(rule): int(count) for rule, count in each["certain_rules"].items()},
+            )
+            for inside, store, each in values or ()
+        }
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return {}
+
+
+def _key(path: str, known: tuple[int, ...], chip: Chip) -> str:
+    parts = (os.path.realpath(path), *known, chip.gfx, chip.override, version())
     # A name may hold bytes that are no text; a key is one.
     return hashlib.sha256("\0".join(str(part) for part in parts).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -310,10 +369,18 @@ def _with_safety(row: Image, judged: Sequence[Judged], chip: Chip) -> Image:
     return replace(row, unread=unread, safety={**row.safety, chip.gfx: safety})
 
 
+def _size_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
 def _wanted(rows: Iterable[Image], chip: Chip) -> tuple[dict[str, dict[str, list[str]]], dict[str, int]]:
     """By path: targets to look at in each member, and bytes of their code. The library decides, not the file: a chip that has
     files of its own in a folder never opens those of others.
     """
+    rows = tuple(rows)
     members: dict[str, dict[str, list[str]]] = {}
     sizes: dict[str, int] = {}
     for group in libraries(rows).values():
@@ -325,7 +392,7 @@ def _wanted(rows: Iterable[Image], chip: Chip) -> tuple[dict[str, dict[str, list
             if size > 0:
                 members.setdefault(row.path, {})[row.inside] = [code]
                 sizes[row.path] = sizes.get(row.path, 0) + size
+    packed = {row.path for row in rows if row.inside or row.store not in ("fatbin", "object")}
     for path, size in sizes.items():
-        with contextlib.suppress(OSError):
-            sizes[path] = min(size, GROWTH * os.stat(path).st_size)
+        sizes[path] = min(size, (GROWTH if path in packed else 1) * _size_of(path))
     return members, sizes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from images.build import S_ENDPGM, elf_object
 from rocm_patch.errors import FormatError
 from rocm_patch.images import code_object
-from rocm_patch.images.code_object import CodeObject, Function
+from rocm_patch.images.code_object import Function
 from rocm_patch.images.source import Bytes
 from rocm_patch.isa import Count, Site, cache, judge, judges, rules, sites, stretches
 from rocm_patch.isa.hazards import CHECKS
@@ -138,7 +139,7 @@ def test_code_without_a_function_symbol_is_judged() -> None:
     source = Bytes(bytes(data))
     assert judge(source, "gfx1010").rules == {"inst-prefetch": Count(1, 0)}
     read = code_object.read(source)
-    blind = CodeObject(read.target, read.kernel_names, read.functions[:1], read.text_offset, read.text_address, read.text_size)
+    blind = replace(read, functions=read.functions[:1])
     (_, code, unknown), *rest = stretches(source, blind, "gfx1010")
     assert (rest, unknown) == ([], 0)
     assert CHECKS["inst-prefetch"](code).certain.tolist() == [5]
@@ -149,7 +150,7 @@ def test_a_symbol_within_a_function_hides_nothing() -> None:
     read = code_object.read(source)
     (whole,) = read.functions
     inner = Function("inner", whole.address + 4, 4, whole.offset + 4, False)
-    nested = CodeObject(read.target, read.kernel_names, (whole, inner), read.text_offset, read.text_address, read.text_size)
+    nested = replace(read, functions=(whole, inner))
     found = [len(CHECKS["inst-prefetch"](code).certain) for _, code, _ in stretches(source, nested, "gfx1010")]
     assert found == [3]
 

@@ -64,14 +64,16 @@ def scan(
     chip = _chip(case, target, tables)
     if chip is None and (kernels or check):
         raise UsageError("no AMD card of known target here", "say which chip is meant: --for gfx1010")
-    found = _read(list(paths) if paths else _installed(case))
+    tasks = _tasks(list(paths) if paths else _installed(case))
+    before = {task.path: safety.state(task.path) for task in tasks}
+    found = _read(tasks)
     judged: list[Judged] = []
     if chip is not None and not targets_only:
         folder = "" if no_cache else cache.folder(os.environ)
         judged = _judge(found, chip, folder, kernels=kernels)
         found = safety.summed(found, judged, chip)
         if folder:
-            safety.remember(found, chip, folder)
+            safety.remember(found, chip, folder, before)
     verified = _verify(found, chip) if check and chip else None
     named = [kernel for each in judged for kernel in each.kernels]
     out = words.console()
@@ -171,12 +173,17 @@ def _bar(what: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
         yield progress, progress.add_task(what, total=total)
 
 
-def _read(paths: Sequence[str]) -> tuple[Image, ...]:
-    """All rows, in the order of paths."""
-    from rocm_patch.images import pool, walk
+def _tasks(paths: Sequence[str]) -> list[Candidate]:
+    """Files to read; one that is named twice, or also through a link, is one file."""
+    from rocm_patch.images import walk
 
-    # A file that is named twice, or also through a link, is one file.
-    tasks: list[Candidate] = list({os.path.realpath(task.path): task for task in walk.candidates(paths)}.values())
+    return list({os.path.realpath(task.path): task for task in walk.candidates(paths)}.values())
+
+
+def _read(tasks: Sequence[Candidate]) -> tuple[Image, ...]:
+    """All rows, in the order of files."""
+    from rocm_patch.images import pool
+
     rows: dict[str, tuple[Image, ...]] = {}
     with _bar("reading", sum(task.size for task in tasks)) as (progress, line):
         for done in pool.scan(tasks):

@@ -154,16 +154,22 @@ def stretches(source: Source, read: CodeObject, chip: str) -> Iterator[tuple[Seq
 
 
 def _whole(source: Source, read: CodeObject) -> list[Function]:
-    """All code, in the order of the file: functions, and what lies between them in .text and is no padding.
+    """All code, in the order of the file: functions, and what lies between them in sections of code and is no padding.
 
     Hand-written assembly labels its code without saying that it is a function; nobody shall call that safe unread.
     """
-    import numpy
-
     named = {function.offset: function for function in read.functions if function.size >= 4}
     ordered = [named[offset] for offset in sorted(named)]
-    start = read.text_offset
-    free = numpy.zeros(read.text_size // 4, bool)
+    nameless = [function for section in read.code for function in _gaps(source, section, ordered)]
+    return sorted([*ordered, *nameless], key=lambda function: function.offset)
+
+
+def _gaps(source: Source, section: tuple[int, int, int], ordered: Sequence[Function]) -> Iterator[Function]:
+    """Code in a section (offset in the file, address, size) that no function covers, without the padding around it."""
+    import numpy
+
+    start, address, size = section
+    free = numpy.zeros(size // 4, bool)
     for offset in range(0, len(free) * 4, CHUNK):
         words = numpy.frombuffer(source.read(start + offset, min(CHUNK, len(free) * 4 - offset)), "<u4")
         free[offset // 4 : offset // 4 + len(words)] = ~numpy.isin(words, PADDING)
@@ -172,16 +178,14 @@ def _whole(source: Source, read: CodeObject) -> list[Function]:
         free[max(first, 0) // 4 : max(first + function.size, 0) // 4] = False
     used = numpy.flatnonzero(free)
     if not len(used):
-        return ordered
-    # Padding within: a gap is one run from its first word to its last, as long as no function lies between them.
+        return
+    # A gap is one run from its first word to its last, as long as no function lies between them.
     borders = numpy.array([function.offset for function in ordered], numpy.int64)
     between = numpy.searchsorted(borders, start + 4 * used)
     heads = numpy.flatnonzero(numpy.append(True, between[1:] != between[:-1]))
     tails = numpy.append(heads[1:], len(used)) - 1
     for head, tail in zip(used[heads].tolist(), used[tails].tolist(), strict=True):
-        offset = start + 4 * head
-        ordered.append(Function(NAMELESS, read.text_address + 4 * head, 4 * (tail - head + 1), offset, False))
-    return sorted(ordered, key=lambda function: function.offset)
+        yield Function(NAMELESS, address + 4 * head, 4 * (tail - head + 1), start + 4 * head, False)
 
 
 def _stretch(source: Source, functions: Sequence[Function], made_for: str, chip: str) -> tuple[Sequence[Function], Any, int]:

@@ -12,8 +12,11 @@ import hashlib
 import json
 import os
 import sqlite3
+import stat
+import time
+import urllib.parse
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any, Final
 
@@ -24,6 +27,8 @@ __all__ = ["Cache", "folder", "from_json", "key", "pack", "to_json"]
 SCHEMA: Final = 1
 _PARTS: Final = ("opcodes.tsv", "rules.toml", "decode.py", "facts.py", "flow.py", "hazards.py", "stretch.py", "table.py", "__init__.py")
 _TABLES: Final = ("judgement", "file")
+_PATIENCE: Final = 10.0
+"""Seconds for one question."""
 _TOO_MUCH: Final = 64 << 20
 """Bytes of one judgement, unpacked."""
 
@@ -43,6 +48,7 @@ def version() -> str:
     digest = hashlib.sha256(str(SCHEMA).encode())
     for name in _PARTS:
         digest.update(resources.files(__package__).joinpath(name).read_bytes())
+    digest.update(resources.files("rocm_patch.images").joinpath("code_object.py").read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -78,22 +84,35 @@ def pack(values: Any) -> bytes:
     return zlib.compress(json.dumps(values).encode(), 1)
 
 
+def _ours(path: str, kind: Callable[[int], bool]) -> bool:
+    """Whether it is ours and no link: in a folder of somebody else, what we write goes where they want it."""
+    status = os.lstat(path)
+    return kind(status.st_mode) and status.st_uid == os.geteuid()
+
+
 class Cache:
     """The file, opened for as long as a scan lasts. `write` False: only asked, never made or changed."""
 
     def __init__(self, place: str, write: bool) -> None:
         self._connection: sqlite3.Connection | None = None
+        self._deadline = 0.0
         path = os.path.join(place, "judgements.sqlite")
         if not place or (not write and not os.path.exists(path)):
             return
         try:
             if write:
                 os.makedirs(place, mode=0o700, exist_ok=True)
+            if not _ours(place, stat.S_ISDIR) or (os.path.lexists(path) and not _ours(path, stat.S_ISREG)):
+                return
+            if write:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
                 self._connection = sqlite3.connect(path, timeout=5, isolation_level=None)
                 for name in _TABLES:
                     self._connection.execute(f"create table if not exists {name} (key text primary key, value blob) without rowid")
             else:
-                self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
+                self._connection = sqlite3.connect(f"file:{urllib.parse.quote(path)}?mode=ro", uri=True, timeout=5)
+            # What stands in the file may be anything: a view that never ends among it.
+            self._connection.set_progress_handler(lambda: time.monotonic() > self._deadline, 10_000)
         except (OSError, sqlite3.Error):
             self._connection = None
 
@@ -124,6 +143,7 @@ class Cache:
     def _get(self, name: str, wanted: str) -> Any:
         if self._connection is None:
             return None
+        self._deadline = time.monotonic() + _PATIENCE
         try:
             row = self._connection.execute(f"select value from {name} where key = ?", (wanted,)).fetchone()  # noqa: S608 - one of two words
             return None if row is None else json.loads(zlib.decompressobj().decompress(row[0], _TOO_MUCH))
@@ -133,6 +153,7 @@ class Cache:
     def _put(self, name: str, wanted: str, packed: bytes) -> None:
         # A full disk or a locked file is no reason to stop.
         if self._connection is not None:
+            self._deadline = time.monotonic() + _PATIENCE
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute(f"insert or replace into {name} values (?, ?)", (wanted, packed))  # noqa: S608
 

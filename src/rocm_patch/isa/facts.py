@@ -13,10 +13,11 @@ from rocm_patch.isa import table
 from rocm_patch.isa.decode import Instructions
 from rocm_patch.isa.table import ENCODINGS, WAVE
 
-__all__ = ["EXEC", "Is", "Masks", "kinds", "masks_read", "masks_written", "simm16"]
+__all__ = ["EXEC", "M0", "Is", "Masks", "kinds", "masks_read", "masks_written", "simm16"]
 
 Array = Any
 VCC: Final = 106
+M0: Final = 124
 NULL: Final = 125
 EXEC: Final = 126
 _SDWA: Final = 249
@@ -47,6 +48,7 @@ class Is(enum.IntFlag):
     WAIT_SCALAR = 1 << 19  # s_waitcnt_lgkmcnt
     CLAUSE = 1 << 20
     READS_HARDWARE = 1 << 21  # s_getreg_b32
+    READS_M0 = 1 << 22  # without naming it
 
 
 @functools.lru_cache(maxsize=1)
@@ -86,6 +88,7 @@ def kinds() -> Array:
     mark(named("s_waitcnt_lgkmcnt"), Is.WAIT_SCALAR)
     mark(named("s_clause"), Is.CLAUSE)
     mark(named("s_getreg_b32"), Is.READS_HARDWARE)
+    mark(begins("ds_append", "ds_consume", "ds_gws_", "ds_write_addtid", "ds_read_addtid"), Is.READS_M0)
     scalar_destination = numpy.logical_or.reduce([width > 0 for width in opcodes.written.values()])
     mark(scalar_destination & (flags & Is.VALU != 0) & ~begins("v_readlane", "v_readfirstlane"), Is.NAMES_MASK)
     return flags

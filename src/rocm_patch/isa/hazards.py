@@ -169,7 +169,11 @@ def vmem_to_scalar_write(code: Code) -> Hits:
 
     def used(instructions: Instructions, which: Array, wave: Array) -> Masks:
         named = facts.masks_read(instructions, which, wave)
-        return Masks(named.low, named.high | numpy.where(wave == 64, _EXEC_BITS, _WORD(1 << (EXEC - 64))))
+        implied = numpy.where(wave == 64, _EXEC_BITS, _WORD(1 << (EXEC - 64)))
+        # A buffer load into LDS, and some LDS accesses, take an address or a count from M0.
+        into_lds = (instructions.encoding[which] == ENCODINGS.index("MUBUF")) & (instructions.first[which] & 1 << 16 != 0)
+        implied[(code.kinds[which] & Is.READS_M0 != 0) | into_lds] |= _WORD(1 << (facts.M0 - 64))
+        return Masks(named.low, named.high | implied)
 
     return _registers(code, reads, used, writers, ends)
 

@@ -89,7 +89,8 @@ def show(files: Sequence[Image], chip: Chip | None, knowledge: Knowledge, out: C
     looks = {id(row): outlook(rows, chip) for rows in whole.values() for row in rows} if chip else {}
     for name, rows in groups.items():
         shown = (name.removeprefix(common).lstrip("/") if common else name) or os.path.basename(name)
-        cells = [_plain(shown + (f" ({len(rows)} files)" if len(rows) > 1 else ""))]
+        count = len({(row.path, row.inside) for row in rows})
+        cells = [_plain(shown + (f" ({count} files)" if count > 1 else ""))]
         if chip:
             cells.append(Text(*verdict(looks[id(rows[0])], rows, chip)))
         cells += [_plain(_targets(rows, scope, chip)), _plain(", ".join(dict.fromkeys(row.store for row in rows)))]
@@ -121,12 +122,15 @@ def verdict(look: Outlook, rows: Sequence[Image], chip: Chip) -> tuple[str, str]
     count = (
         f"{unsafe:,} of its {functions:,} functions are unsafe" if unsafe else f"{maybe:,} places may be unsafe" if maybe else "nothing unsafe in it"
     )
+    if any(row.unread for row in rows) and not unsafe:
+        count += " as far as it could be read"
     judged = f": {count}" if functions else ""
     if look.how == "own":
         own = "has your target" if look.code == chip.gfx else f"{look.code} covers it"
         if unsafe:
             return f"{own}; {unsafe:,} of its {functions:,} functions hold what a compiler avoids there", "yellow"
-        return own + (f", {count}" if functions else ""), "green"
+        # What is only possible in code that was compiled for this chip is no news to its compiler.
+        return own + (f", {count if not maybe else 'nothing unsafe in it'}" if functions else ""), "green"
     if look.how == "override":
         return f"the override {chip.override} runs {look.code} code{judged}", "red" if unsafe else "yellow" if maybe else "green"
     if look.how in ("hidden", "nothing"):
@@ -136,6 +140,8 @@ def verdict(look: Outlook, rows: Sequence[Image], chip: Chip) -> tuple[str, str]
         if functions and not unsafe and not maybe:
             return f"no code for it; {look.code} code would run under an override, {count}", "yellow"
         return f"no code for it; under an override, {look.code} code{judged}", "red"
+    if look.how == "spirv":
+        return "SPIR-V: compiled for the card when it is loaded; not judged", "green"
     return {"foreign": ("no code for it", "red"), "none": ("no device code", "dim"), "unread": ("could not be read whole", "yellow")}[look.how]
 
 
@@ -155,8 +161,10 @@ def _advice(found: Sequence[tuple[Outlook, Sequence[Image]]], chip: Chip, knowle
         line = next((row for row in knowledge.wheels if chip.gfx in row.gfx), None)
         index = f"; PyTorch with it: pip install --index-url {line.index} 'torch[device-{chip.gfx}]'" if line else ""
         lines.append(f"take a build that has code for {chip.gfx}{index}")
-    sound = {look.code for look, rows in lacking if look.how == "sibling" and id(rows) not in unsafe and _clean(rows, chip)}
-    for code in sorted(sound & set(_VALUES)):
+    # The variable is for a whole process: it is sound only if every library that has but this code is.
+    siblings = {look.code for look, _ in lacking if look.how == "sibling"}
+    sound = {code for code in siblings if all(_clean(rows, chip) for look, rows in found if look.code == code and look.how == "sibling")}
+    for code in sorted(sound & set(_VALUES)) if len(siblings) == 1 else ():
         lines.append(
             f"or set HSA_OVERRIDE_GFX_VERSION={_VALUES[code]} for programs that have {code} code only: nothing unsafe was found in it for this chip"
         )
@@ -167,7 +175,8 @@ def _advice(found: Sequence[tuple[Outlook, Sequence[Image]]], chip: Chip, knowle
 
 def _clean(rows: Sequence[Image], chip: Chip) -> bool:
     judged = [row.safety[chip.gfx] for row in rows if chip.gfx in row.safety]
-    return bool(judged) and not any(safety.certain or safety.possible for safety in judged)
+    whole = not any(row.unread for row in rows) and sum(safety.functions for safety in judged) > 0
+    return whole and not any(safety.certain or safety.possible for safety in judged)
 
 
 def show_kernels(kernels: Sequence[Kernel], out: Console, *, verbose: bool = False) -> None:
@@ -190,7 +199,7 @@ def show_kernels(kernels: Sequence[Kernel], out: Console, *, verbose: bool = Fal
         table.add_column(head, overflow="fold")
     for _, name, code, where, number, found in counted if verbose else counted[:_KERNELS]:
         told = ", ".join(f"{rule} {_count(count)}" for rule, count in found.items())
-        table.add_row(_plain(f"{name} ({number:,} kernels)" if number > 1 else name), code, _plain(where), told)
+        table.add_row(_plain(f"{name} ({number:,} kernels)" if number > 1 else name), _plain(code), _plain(where), _plain(told))
     if counted:
         out.print()
         out.print(table)
