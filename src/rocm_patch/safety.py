@@ -16,7 +16,6 @@ from typing import Any, Final, Literal
 
 from rocm_patch.images import coverage, pool
 from rocm_patch.isa import Count, judges
-from rocm_patch.isa import verify as verify_module
 from rocm_patch.isa.cache import Cache, version
 from rocm_patch.isa.worker import seconds
 from rocm_patch.knowledge import Knowledge
@@ -238,10 +237,12 @@ def verify(rows: Sequence[Image], chip: Chip, llvm: str, workers: int = 0) -> It
 
     A message with `why` says what could not be compared; a child that LLVM took with it is one.
     """
+    from rocm_patch.isa.verify import RATE
+
     members, sizes = _wanted(rows, chip)
     paths = sorted(members, key=lambda path: -sizes[path])
     tasks = [
-        pool.Task({"path": os.path.abspath(path), "members": members[path], "chip": chip.gfx, "llvm": llvm}, 10 + sizes[path] / verify_module.RATE)
+        pool.Task({"path": os.path.abspath(path), "members": members[path], "chip": chip.gfx, "llvm": llvm}, 10 + sizes[path] / RATE)
         for path in paths
     ]
     for event in pool.run(tasks, "rocm_patch.isa.verify", workers):

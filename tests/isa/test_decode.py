@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rocm_patch.errors import RocmPatchError
-from rocm_patch.isa import table
+from rocm_patch.isa import chips, table
 from rocm_patch.isa.decode import NONE, decode
 from rocm_patch.isa.llvm import Disassembler, find, open_library
 
@@ -44,7 +44,7 @@ def test_the_table_says_what_the_chips_differ_in() -> None:
     ],
 )
 def test_chips_by_letter(chip: str, letter: str | None) -> None:
-    assert table.letter(chip) == letter
+    assert chips.letter(chip) == letter
 
 
 def walk(words: numpy.ndarray, start: int, end: int) -> list[tuple[int, int]]:
@@ -112,7 +112,7 @@ def test_lengths_and_names_are_those_of_llvm(chip: str) -> None:
     llvm = Disassembler(loaded, chip)
     chance = random.Random(f"{chip} 1")
     opcodes = table.load()
-    letter = table.letter(chip)
+    letter = chips.letter(chip)
     assert letter
     compared = 0
     for _ in range(20_000):

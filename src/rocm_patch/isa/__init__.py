@@ -17,7 +17,7 @@ from rocm_patch.errors import KnowledgeError
 from rocm_patch.images import code_object
 from rocm_patch.images.code_object import CodeObject, Function
 from rocm_patch.images.source import Source
-from rocm_patch.isa.table import letter
+from rocm_patch.isa.chips import letter
 
 __all__ = ["Count", "Judgement", "Site", "judge", "judges", "rules", "sites", "stretches"]
 

@@ -25,7 +25,7 @@ from rocm_patch.isa import Count, Judgement
 __all__ = ["Cache", "folder", "from_json", "key", "pack", "to_json"]
 
 SCHEMA: Final = 1
-_PARTS: Final = ("opcodes.tsv", "rules.toml", "decode.py", "facts.py", "flow.py", "hazards.py", "stretch.py", "table.py", "__init__.py")
+_PARTS: Final = ("opcodes.tsv", "rules.toml", "decode.py", "facts.py", "flow.py", "hazards.py", "stretch.py", "table.py", "chips.py", "__init__.py")
 _TABLES: Final = ("judgement", "file")
 _PATIENCE: Final = 10.0
 """Seconds for one question."""

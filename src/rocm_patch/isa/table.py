@@ -15,7 +15,7 @@ import numpy
 
 from rocm_patch.errors import KnowledgeError
 
-__all__ = ["ENCODINGS", "WAVE", "Opcodes", "letter", "load"]
+__all__ = ["ENCODINGS", "WAVE", "Opcodes", "load"]
 
 Array = Any  # numpy's own annotations differ too much between 1.26 and 2.x to be checked strictly
 
@@ -26,16 +26,6 @@ ENCODINGS: Final = (
 SPAN: Final = 1024
 WAVE: Final = 255
 """A width that follows the wave size: one register in wave32, two in wave64."""
-
-_LETTERS: Final = {"gfx1010": "a", "gfx1011": "b", "gfx1012": "b", "gfx1013": "c", "gfx10-1-generic": "a", "gfx10-3-generic": "d"}
-_LETTERS_103: Final = tuple(f"gfx103{number}" for number in range(7))
-
-
-def letter(chip: str) -> str | None:
-    """The column of a chip or generic target (features cut); None for anything but gfx10."""
-    name = chip.partition(":")[0]
-    return "d" if name in _LETTERS_103 else _LETTERS.get(name)
-
 
 @dataclass(frozen=True)
 class Opcodes:
