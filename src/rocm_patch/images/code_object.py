@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Kernels = tuple[NDArray[np.int64], NDArray[np.int64], bytes]
+
 SYMBOL_LIMIT: Final = 1 << 20
 STRINGS_LIMIT: Final = 1 << 26
 """Bytes of symbol names."""
@@ -88,17 +90,14 @@ def target(source: Source) -> str:
 def count(source: Source) -> tuple[str, int]:
     """Target ID and number of kernels, without making their names. Raises FormatError."""
     header = _header(source)
-    return _target(header), sum(len(_kernels(source, header, table)[0]) for table in _tables(source, header)[:1])
+    return _target(header), len(_tables(source, header)[1][0])
 
 
 def read(source: Source) -> CodeObject:
     """Everything about a code object. Raises FormatError."""
     header = _header(source)
-    kernels: tuple[str, ...] = ()
-    tables = _tables(source, header)
-    for table in tables[:1]:
-        starts, ends, strings = _kernels(source, header, table)
-        kernels = _names(strings, starts, ends)
+    tables, (starts, ends, strings) = _tables(source, header)
+    kernels = _names(strings, starts, ends)
     text, code = _text(header), _code(header, source.size)
     # .symtab also has what is local; a stripped file keeps .dynsym.
     whole = next((table for table in tables if table.type == _SYMBOL_TABLE), tables[0] if tables else None)
@@ -153,13 +152,18 @@ def _code(header: elf.Elf, size: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(found)
 
 
-def _tables(source: Source, header: elf.Elf) -> list[elf.Section]:
-    """The symbol tables, the one that has the kernels first: .dynsym, or .symtab where that has none (relocatable files)."""
-    found = [section for section in header.sections if section.type in (_DYNAMIC_SYMBOLS, _SYMBOL_TABLE)]
-    found.sort(key=lambda section: -section.type)
-    if len(found) > 1 and len(_kernels(source, header, found[0])[0]) == 0:
-        found.reverse()
-    return found
+def _tables(source: Source, header: elf.Elf) -> tuple[list[elf.Section], Kernels]:
+    """The symbol tables, the one that has the kernels first: .dynsym, or .symtab where that has none (relocatable files); and the kernels."""
+    import numpy as np
+
+    none = np.zeros(0, np.int64)
+    kernels: Kernels = (none, none, b"")
+    tables = sorted((section for section in header.sections if section.type in (_DYNAMIC_SYMBOLS, _SYMBOL_TABLE)), key=lambda section: -section.type)
+    for number, table in enumerate(tables):
+        kernels = _kernels(source, header, table)
+        if len(kernels[0]):
+            return [table, *tables[:number], *tables[number + 1 :]], kernels
+    return tables, kernels
 
 
 def _symbols(source: Source, table: elf.Section) -> NDArray[Any]:
@@ -181,7 +185,7 @@ def _strings(source: Source, header: elf.Elf, table: elf.Section) -> bytes:
     return source.read(section.offset, section.size)
 
 
-def _kernels(source: Source, header: elf.Elf, table: elf.Section) -> tuple[NDArray[np.int64], NDArray[np.int64], bytes]:
+def _kernels(source: Source, header: elf.Elf, table: elf.Section) -> Kernels:
     """Where the kernels' names start and end in the string table, and that table."""
     import numpy as np
 
