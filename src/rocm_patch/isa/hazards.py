@@ -200,14 +200,16 @@ def lds_branch_vmem(code: Code) -> Hits:
     """An LDS access and a vector memory access with a branch, but no wait for stores, between them.
 
     LLVM 22 began to count FLAT as vector memory here: as an access of that kind after LDS and a branch, and as one that ends
-    what an LDS access before it began. Certain is what both readings find; what one of them finds is possible.
+    what an LDS access before it began. Certain is what both readings find; what one of them finds is possible. Code that was
+    compiled for a chip with the bug is held to what both find: its compiler had one of the two.
     """
     before = _lds_and(code, code.any(Is.VMEM))
     if not code.any(Is.FLAT).any():
         return before
     since = _lds_and(code, code.any(Is.VMEM | Is.FLAT))
     certain = numpy.intersect1d(before.certain, since.certain)
-    found = numpy.concatenate([before.certain, before.possible, since.certain, since.possible])
+    join = numpy.union1d if code.made_for == "d" else numpy.intersect1d
+    found = join(numpy.union1d(before.certain, before.possible), numpy.union1d(since.certain, since.possible))
     return Hits(certain, numpy.setdiff1d(found, certain))
 
 
