@@ -20,6 +20,7 @@ from rocm_patch.errors import FormatError, RefusedError, UsageError
 from rocm_patch.images import fatbin
 from rocm_patch.images.source import Bytes
 from rocm_patch.knowledge.conditions import recommended, status
+from rocm_patch.report.names import demangled, folded
 from rocm_patch.sanitize import packed
 
 CHIP, CODE, GENERIC = "gfx1010", "gfx1030", "gfx10-3-generic"
@@ -259,6 +260,100 @@ def test_code_that_belongs_to_no_function_was_not_judged(tmp_path):
     assert look(path).reasons == ("not all could be read: gfx1030: 2 words of code belong to no function",)
 
 
+UNSAFE = words(0xDC300004, 0x01000000, PREFETCH[0], END)  # FLAT with an offset
+
+
+def object_with(more=(), segments=()):
+    """A clean but for a hint object, with further sections and program headers (type, flags, offset, size)."""
+    symbols = bytes(24) + struct.pack("<IBBHQQ", 1, 18, 3, 3, 0x1000, 8)
+    sections = [(".dynsym", 11, 2, 0x200, symbols, 2), (".dynstr", 3, 2, 0, b"\0a\0", 0), (".text", 1, 6, 0x1000, words(PREFETCH[0], END), 0)]
+    made = bytearray(build.elf([*sections, *more], machine=224, flags=build.MACHS[CODE], abi=64, abi_version=2))
+    struct.pack_into("<Q", made, 32, len(made))
+    struct.pack_into("<H", made, 56, len(segments))
+    for kind, flags, data, size in segments:
+        made += struct.pack("<IIQQQQQQ", kind, flags, made.index(data), 0x3000, 0x3000, size, size, 4)
+    return bytes(made)
+
+
+def test_code_in_a_second_section_or_only_in_a_segment_is_not_overlooked(tmp_path):
+    path = tmp_path / "object.co"
+    path.write_bytes(object_with())
+    assert len(look(path).edits) == 1
+    for whole in (
+        object_with([(".text2", 1, 6, 0x3000, UNSAFE, 0)]),
+        object_with([(".data", 1, 3, 0x3000, UNSAFE, 0)], [(1, 5, UNSAFE, len(UNSAFE))]),
+    ):
+        path.write_bytes(whole)
+        assert look(path).edits == ()
+        assert "not all could be read: gfx1030: 4 words of code belong to no function" in look(path).reasons
+    path.write_bytes(object_with([(".data", 1, 3, 0x3000, UNSAFE, 0)], [(1, 6, UNSAFE, len(UNSAFE))]))
+    assert len(look(path).edits) == 1  # not executable: data
+    path.write_bytes(object_with([(f".t{number}", 1, 6, 0x3000, UNSAFE, 0) for number in range(99)]))
+    assert "executable code" in look(path).reasons[0]
+
+
+def test_code_without_any_function_is_refused_and_no_defect(tmp_path):
+    path = tmp_path / "object.co"
+    whole = bytearray(object_with())
+    place = whole.index(struct.pack("<IBBHQQ", 1, 18, 3, 3, 0x1000, 8))
+    whole[place + 4] = 16  # a label: no type
+    path.write_bytes(whole)
+    assert look(path).reasons == ("not all could be read: gfx1030: 2 words of code belong to no function",)
+
+
+@pytest.mark.parametrize("pack", [build.plain_bundle, lambda entries: compressed(entries, 3, "zstd")])
+def test_an_entry_for_one_target_with_code_for_another_is_refused(pack, tmp_path):
+    path = tmp_path / "lib.so"
+    path.write_bytes(build.library(pack({CODE: code(), "gfx1010": code(UNSAFE, CODE, ["z"])})))
+    assert look(path).reasons == ("not all could be read: .hip_fatbin[0]: the entry for gfx1010 holds code for gfx1030",)
+    assert look(path).edits == ()
+    path.write_bytes(build.library(pack({CODE: code(target="gfx906")})))
+    assert "the entry for gfx1030 holds code for gfx906" in " ".join(look(path).reasons)
+    path.write_bytes(build.library(pack({CODE: code(), "spirv": b"\x03\x02\x23\x07" * 9, "gfx1010:xnack-": code(CLEAN, "gfx1010")})))
+    assert look(path).reasons == ()
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_bundle_that_becomes_too_large_is_refused_before_it_is_unpacked(version, tmp_path, monkeypatch):
+    path = tmp_path / "lib.so"
+    path.write_bytes(build.library(compressed({CODE: code()}, version, "zstd")))
+    assert len(look(path).edits) == 1
+    size = len(packed.unpack(Bytes(path.read_bytes()), path.read_bytes().index(b"CCOB")).plain)
+    monkeypatch.setattr(packed, "LIMIT", size - 1)
+    monkeypatch.setattr(packed, "Flow", None)  # not even begun
+    assert look(path).edits == ()
+    assert f"a compressed bundle of {size} bytes, and no more than" in look(path).reasons[0]
+    assert packed.LIMIT < 256 << 20
+
+
+def test_no_more_than_two_copies_of_a_bundle_are_held(tmp_path):
+    path = tmp_path / "lib.hipfb"
+    noise = b"".join(hashlib.sha256(bytes([index])).digest() for index in range(256)) * 8
+    plain = {CODE: code(), "gfx906": code(CLEAN, "gfx906") + noise * 512}  # 32 MiB
+    path.write_bytes(compressed(plain, 3, "zstd") + bytes(1 << 20))
+    whole = bytearray(path.read_bytes())
+    struct.pack_into("<Q", whole, 8, len(whole))  # the zeros are room
+    path.write_bytes(whole)
+    program = f"""
+import resource
+from rocm_patch import sanitize
+path = {str(path)!r}
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+with sanitize.opened(path) as file:
+    import numpy
+    from rocm_patch.isa import table
+    table.load()
+    before = peak()
+    found = sanitize.survey(file, path, {CHIP!r}, {CODE!r}, {GENERIC!r})
+    print(len(found.hints), peak() - before)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    hints, grown = map(int, ended.stdout.split())
+    assert hints == 2
+    assert grown < 2 * 32 + 24
+
+
 def test_code_of_two_targets_in_the_same_bytes_is_refused(tmp_path):
     path = tmp_path / "bundle"
     made = bytearray(build.plain_bundle({CODE: code(), "gfx1031": code()}))
@@ -275,8 +370,16 @@ def test_only_regular_files_of_the_right_kind(tmp_path):
     os.mkfifo(tmp_path / "fifo.so")
     (tmp_path / "wheel.whl").write_bytes(b"PK\x03\x04" + bytes(100))
     (tmp_path / "text.so").write_bytes(b"hello" * 40)
-    for name, words_ in (("link.so", "is a link"), ("fifo.so", "no regular file"), ("wheel.whl", "archive"), ("text.so", "no ELF library")):
-        with pytest.raises(RefusedError, match=words_):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RefusedError, match="is a link"):
+        look(tmp_path / "link.so")
+    for name, words_ in (
+        ("fifo.so", "no regular file"),
+        ("folder", "is a folder"),
+        ("wheel.whl", "archive"),
+        ("text.so", "no ELF library"),
+    ):
+        with pytest.raises(UsageError, match=words_):
             look(tmp_path / name)
     with pytest.raises(UsageError):
         look(tmp_path / "absent.so")
@@ -316,6 +419,10 @@ def test_undo_refuses_a_foreign_edit_and_a_damaged_record(tmp_path):
         (lambda r: r["edits"][0].update(before="zz"), FormatError),
         (lambda r: r["edits"][0].update(offset=-4), RefusedError),
         (lambda r: r.update(name="../lib.co"), FormatError),
+        (lambda r: r.update(name="lib.co\0"), FormatError),
+        (lambda r: r.update(name="lib\ud800"), FormatError),
+        (lambda r: r.update(name="l" * 256), FormatError),
+        (lambda r: r.update(name=".."), FormatError),
         (lambda r: r.update(schema=2), FormatError),
         (lambda r: r.pop("edits"), FormatError),
     ):
@@ -348,7 +455,7 @@ def test_damaged_files_are_refused_or_edited_so_that_it_can_be_taken_back(tmp_pa
     (folder / "lib.so").write_bytes(data)
     try:
         view = look(folder / "lib.so")
-    except RefusedError:
+    except (RefusedError, UsageError):
         return
     assert not (view.edits and view.reasons)
     if view.edits:
@@ -461,6 +568,51 @@ def test_json_refusals_and_nothing_to_do(tmp_path):
     assert not (tmp_path / "out").exists()
     assert command("--for", CHIP).returncode == 2
     assert command("--for", CHIP, path, "--undo", "x").returncode == 2
+
+
+def test_names_that_are_not_utf_8_go_there_and_back(tmp_path):
+    name = os.fsdecode(b"caf\xe9.co")
+    (tmp_path / name).write_bytes(code())
+    made = make(tmp_path / name, tmp_path / "out")
+    assert os.path.basename(made.copy) == name
+    assert sanitize.undo(made.record_path, str(tmp_path / "back")).name == name
+    assert (tmp_path / "back").read_bytes() == code()
+
+
+def test_where_the_card_has_code_of_its_own_nothing_is_sanitized_unasked(tmp_path):
+    path = tmp_path / "lib.so"
+    path.write_bytes(build.library(build.plain_bundle({CODE: code(LDS, kernels=("mixing",)), "gfx1010:xnack-": code(CLEAN, "gfx1010")})))
+    done = command("--for", CHIP, path, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "has native gfx1010:xnack- code" in done.stdout
+    assert "unset" in done.stdout
+    document = json.loads(command("--for", CHIP, path, "--json", "-o", tmp_path / "out").stdout)
+    assert (document["outcome"], document["native"], document["edits"], document["reasons"]) == ("nothing to do", ["gfx1010:xnack-"], [], [])
+    asked = command("--for", CHIP, "--code", CODE, path, "-o", tmp_path / "out")
+    assert asked.returncode == 5
+    assert "native gfx1010:xnack- code: take the override to gfx1030 away" in " ".join(asked.stderr.split())
+    path.write_bytes(build.library(build.plain_bundle({CODE: code(), "gfx1010": code(CLEAN, CODE)})))
+    assert command("--for", CHIP, path, "-o", tmp_path / "out").returncode == 5  # native by its name only
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_the_wrong_kind_is_a_mistake_in_the_call(tmp_path):
+    (tmp_path / "text.txt").write_text("hello" * 40)
+    (tmp_path / "wheel.whl").write_bytes(b"PK\x03\x04" + bytes(100))
+    for name in ("text.txt", "wheel.whl", ".", "absent"):
+        assert command("--for", CHIP, tmp_path / name).returncode == 2, name
+
+
+def test_kernel_names_are_told_as_people_write_them(tmp_path):
+    path = tmp_path / "lib.so"
+    symbol, readable = "_ZN2ns6kernelIfLi2EEEvPT_", "ns::kernel<...>"
+    here = folded(demangled([symbol])[symbol])
+    assert here in (readable, symbol)  # the symbol: a machine without c++filt
+    for text, told in ((LDS, "stderr"), (PLAIN, "stdout")):
+        path.write_bytes(build.library(build.plain_bundle({CODE: code(text, kernels=(symbol,))})))
+        assert f"in {here}" in getattr(command("--for", CHIP, "--dry-run", path), told)
+    document = json.loads(command("--for", CHIP, "--dry-run", "--json", path).stdout)
+    assert document["edits"][0]["instructions"][0]["kernel"] == symbol
 
 
 def test_the_remedy_is_untested_and_never_recommended():

@@ -46,22 +46,32 @@ def sanitize(
 
 
 def _sanitize(path: str, chip: str, code: str, output: str, dry_run: bool, as_json: bool) -> None:
+    """`code` is empty where nothing says that the chip shall pass for another."""
     from rocm_patch import __version__, knowledge, sanitize
     from rocm_patch.cli.changing import locations_of
+    from rocm_patch.images.coverage import loadable
     from rocm_patch.report import documents, sanitized, words
 
-    row = knowledge.load().gpus.get(code)
-    generic = row.generic if row else ""
+    rows = knowledge.load().gpus
+    generic, own = (row.generic if (row := rows.get(name)) else "" for name in (code or _FAMILY, chip))
+    forced, code = bool(code), code or _FAMILY
     with sanitize.opened(path) as source:
         view = sanitize.outlook(source, path, chip, code, generic)
+        native = tuple(target for target in view.found.targets if loadable(target, chip, own))
+        if native and not forced and not view.found.unread:
+            if as_json:
+                documents.show(sanitized.document(os.path.abspath(path), chip, code, view, None, native, spared=True))
+            else:
+                sanitized.spared(path, native, words.console())
+            return
         made = None
         if view.edits and not dry_run:
             folder = os.path.abspath(output) if output else sanitize.default_folder(locations_of("/").data_home, source)
             made = sanitize.make(source, path, view, (chip, code, generic), folder, tool=f"rocm-patch {__version__}")
     if as_json:
-        documents.show(sanitized.document(os.path.abspath(path), chip, code, view, made))
+        documents.show(sanitized.document(os.path.abspath(path), chip, code, view, made, native))
     if view.reasons:
-        raise RefusedError(*sanitized.refusal(path, chip, view))
+        raise RefusedError(*sanitized.refusal(path, chip, code, view, native))
     if as_json:
         return
     out = words.console()
@@ -87,11 +97,11 @@ def _undo(record_path: str, output: str, as_json: bool) -> None:
 
 
 def _targets(chip: str, code: str) -> tuple[str, str]:
-    """The chip, and whose code it loads: as asked, else as this machine is."""
+    """The chip, and whose code it loads: as asked, else as this machine is, else empty."""
     if chip:
-        return chip, code or _FAMILY
+        return chip, code
     case = case_of("/")
     if not case.gfx:
         raise UsageError("no RDNA1 or RDNA2 card was found here", "name the chip: --for gfx1010")
     override = case.override()
-    return case.gfx, code or (override.target if override and override.target else _FAMILY)
+    return case.gfx, code or (override.target if override and override.target else "")

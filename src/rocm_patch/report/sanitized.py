@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
@@ -10,27 +11,29 @@ from rich.text import Text
 
 from rocm_patch import codec
 from rocm_patch.model import SCHEMA
-from rocm_patch.sanitize import Made, Outlook
+from rocm_patch.report.names import demangled, folded
+from rocm_patch.sanitize import Made, Outlook, reasons
 from rocm_patch.sanitize.record import Record
 
 _SHOWN = 10
 
 
-def document(path: str, chip: str, code: str, view: Outlook, made: Made | None) -> dict[str, Any]:
-    """The one JSON document. `outcome`: refused, nothing to do, would edit, written."""
+def document(path: str, chip: str, code: str, view: Outlook, made: Made | None, native: tuple[str, ...], *, spared: bool = False) -> dict[str, Any]:
+    """The one JSON document. `outcome`: refused, nothing to do, would edit, written. `spared`: the chip loads what is native, and nothing else."""
     found = view.found
-    outcome = "refused" if view.reasons else "nothing to do" if not view.edits else "written" if made else "would edit"
+    outcome = "nothing to do" if spared or not (view.reasons or view.edits) else "refused" if view.reasons else "written" if made else "would edit"
     return {
         "schema": SCHEMA,
         "source": path,
         "chip": chip,
         "code": code,
         "outcome": outcome,
-        "reasons": list(view.reasons),
+        "native": list(native),
+        "reasons": [] if spared else list(view.reasons),
         "targets": list(found.targets),
         "code_objects": found.judged,
         "instructions": found.instructions,
-        "edits": codec.encode(view.edits),
+        "edits": [] if spared else codec.encode(view.edits),
         "remaining": {rule: {**codec.encode(count), "kernels": list(found.kernels[rule])} for rule, count in sorted(found.remaining.items())},
         "unread": list(found.unread),
         "copy": made.copy if made else None,
@@ -51,14 +54,23 @@ UNPROVEN = (
 )
 
 
-def refusal(path: str, chip: str, view: Outlook) -> tuple[str, str]:
+def refusal(path: str, chip: str, code: str, view: Outlook, native: tuple[str, ...]) -> tuple[str, str]:
     """What is said of a file that is not edited, and what to do."""
-    what = f"{path} is not sanitized, and nothing was written. On {chip}:\n" + "\n".join(f"  {reason}" for reason in view.reasons)
-    hint = (
-        "Most libraries end here: replacing hints would leave the rest as unsafe as it was. A build with native code for the "
-        "card is the remedy: rocm-patch fix finds the wheel"
+    why = reasons(view.found, _readable(name for names in view.found.kernels.values() for name in names))
+    what = f"{path} is not sanitized, and nothing was written. On {chip}:\n" + "\n".join(f"  {reason}" for reason in why)
+    if native and not view.found.unread and code != chip:
+        return what, f"It has native {', '.join(native)} code: take the override to {code} away (HSA_OVERRIDE_GFX_VERSION), and the card loads that"
+    why_not = "replacing hints would leave the rest as unsafe as it was" if view.found.remaining else "what was not read may be as unsafe as ever"
+    return what, f"Most libraries end here: {why_not}. A build with native code for the card is the remedy: rocm-patch fix finds the wheel"
+
+
+def spared(path: str, native: tuple[str, ...], out: Console) -> None:
+    """The card has code of its own in there."""
+    text = (
+        f"Nothing to do: {path} has native {', '.join(native)} code, which the card loads where no override is set. If HSA_OVERRIDE_GFX_VERSION "
+        "is set for it somewhere, unset that (rocm-patch doctor finds it); --code TARGET asks about other code all the same."
     )
-    return what, hint
+    out.print(text, soft_wrap=True)
 
 
 def nothing(path: str, chip: str, code: str, view: Outlook, out: Console) -> None:
@@ -75,9 +87,10 @@ def edits(view: Outlook, out: Console) -> None:
     """What is replaced, the first of it line by line."""
     told = [(edit, step) for edit in view.edits for step in edit.instructions]
     out.print(f"{len(told)} of {view.found.instructions} instructions in {_objects(view)} are replaced by s_nop 0:", soft_wrap=True)
+    readable = _readable(step.kernel for _, step in told[:_SHOWN])
     for edit, step in told[:_SHOWN]:
         where = f" {edit.inside}" if edit.inside else ""
-        out.print(f"  {step.before} -> {step.after} at {step.address:#x} in {step.kernel}{where}", soft_wrap=True)
+        out.print(f"  {step.before} -> {step.after} at {step.address:#x} in {readable(step.kernel)}{where}", soft_wrap=True)
     if len(told) > _SHOWN:
         out.print(f"  and {len(told) - _SHOWN} more; the record has them all")
     packed = sum(1 for edit in view.edits if edit.before != edit.instructions[0].before)
@@ -113,3 +126,8 @@ def _known(out: Console) -> None:
 
 def _objects(view: Outlook) -> str:
     return f"{view.found.judged} code object{'' if view.found.judged == 1 else 's'}"
+
+
+def _readable(symbols: Iterable[str]) -> Callable[[str], str]:
+    known = demangled(list(symbols))
+    return lambda symbol: folded(known[symbol]).replace("\n", "?")

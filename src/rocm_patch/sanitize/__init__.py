@@ -24,11 +24,13 @@ from rocm_patch.root import Operation, Tree, join, temporary_name
 from rocm_patch.sanitize.record import Edit, Record, content, digest, edits, redone, undone
 from rocm_patch.sanitize.survey import Survey, survey
 
-__all__ = ["RECORD_ENDING", "Made", "Outlook", "default_folder", "make", "opened", "outlook", "undo"]
+__all__ = ["RECORD_ENDING", "Made", "Outlook", "default_folder", "make", "opened", "outlook", "reasons", "undo"]
 
 RECORD_ENDING = ".record.json"
 RECORD_LIMIT = 1 << 31
 """Bytes of a record; it holds each changed bundle twice."""
+_NAME_LIMIT = 255
+"""Bytes of a file's name."""
 Observe = Callable[[Operation], None] | None
 
 
@@ -51,7 +53,7 @@ class Made:
 
 
 def opened(path: str) -> File:
-    """The file to work on. Raises UsageError where there is none, RefusedError for anything but a regular file."""
+    """The file to work on. Raises UsageError where there is none or anything but a regular file, RefusedError for a link."""
     try:
         mode = os.lstat(path).st_mode
     except OSError as error:
@@ -59,7 +61,7 @@ def opened(path: str) -> File:
     if stat.S_ISLNK(mode):
         raise RefusedError(f"{path} is a link", f"name the file itself: {os.path.realpath(path)}")
     if not stat.S_ISREG(mode):
-        raise RefusedError(f"{path} is no regular file")
+        raise UsageError(f"{path} is a folder" if stat.S_ISDIR(mode) else f"{path} is no regular file", "name one library, bundle or code object")
     return open_file(path)
 
 
@@ -67,17 +69,23 @@ def outlook(file: File, path: str, chip: str, code: str, generic: str = "") -> O
     """Look at a file for a chip that passes for `code`; `generic` is the generic target that covers that.
 
     Raises:
-        RefusedError: a file of another kind, or a compressed bundle that would not fit into its place.
-        UsageError: chip or code is not of the gfx10 family.
+        RefusedError: a compressed bundle that would not fit into its place.
+        UsageError: a file of another kind, or chip or code is not of the gfx10 family.
     """
     if not isa.judges(code, chip):
         raise UsageError(f"{code} code on {chip} cannot be judged: both have to be of the gfx10 family")
     found = survey(file, path, chip, code, generic)
-    reasons = [f"not all could be read: {why}" for why in found.unread]
+    why = reasons(found)
+    return Outlook(found, () if why else edits(file, found.hints), why)
+
+
+def reasons(found: Survey, readable: Callable[[str], str] = str) -> tuple[str, ...]:
+    """Why nothing is edited; `readable` turns a kernel's symbol into what people read."""
+    why = [f"not all could be read: {item}" for item in found.unread]
     for rule, count in sorted(found.remaining.items()):
-        names = ", ".join(found.kernels[rule])
-        reasons.append(f"{rule}: {count.certain} certain and {count.possible} possible places that no edit of the same size cures (first in {names})")
-    return Outlook(found, () if reasons else edits(file, found.hints), tuple(reasons))
+        names = ", ".join(readable(name) for name in found.kernels[rule])
+        why.append(f"{rule}: {count.certain} certain and {count.possible} possible places that no edit of the same size cures (first in {names})")
+    return tuple(why)
 
 
 def make(file: File, path: str, view: Outlook, names: tuple[str, str, str], folder: str, *, tool: str, observe: Observe = None) -> Made:
@@ -98,7 +106,7 @@ def make(file: File, path: str, view: Outlook, names: tuple[str, str, str], fold
         raise RocmPatchError("the edits cannot be taken back, so nothing was written; this is a defect of rocm-patch")
     del back
     _check(view.found, survey(Bytes(whole), path, chip, code, generic))
-    text = codec.dumps(record).encode()
+    text = codec.dumps(record).encode("utf-8", "surrogatepass")  # names of files need not be UTF-8; JSON is read so too
     mode = stat.S_IMODE(os.fstat(file.descriptor).st_mode) & 0o777
     # The record first: a copy is never there without it. It holds parts of the file, so whoever may not read that may not read it.
     _write(folder, [(name + RECORD_ENDING, text, mode & 0o666), (name, whole, mode)], observe)
@@ -118,7 +126,7 @@ def undo(record_path: str, output: str, observe: Observe = None) -> Record:
         record = codec.loads(Record, bytes(content(stream)), record_path)
     if record.schema != SCHEMA:
         raise FormatError(f"{record_path}: schema {record.schema}, and this version knows {SCHEMA}")
-    if not record.name or "/" in record.name or record.name in (".", ".."):
+    if not _is_name(record.name):
         raise FormatError(f"{record_path}: {record.name!r} is no name of a file beside it")
     copy = os.path.join(os.path.dirname(os.path.abspath(record_path)), record.name)
     with opened(copy) as file:
@@ -131,6 +139,14 @@ def undo(record_path: str, output: str, observe: Observe = None) -> Record:
         raise FormatError(f"{record_path}: its edits do not lead back to the original")
     _write(os.path.dirname(os.path.abspath(output)), [(os.path.basename(output), bytes(data), mode)], observe)
     return record
+
+
+def _is_name(name: str) -> bool:
+    """Whether a file in a folder can be called so."""
+    try:
+        return 0 < len(os.fsencode(name)) <= _NAME_LIMIT and name not in (".", "..") and not {"/", "\0"} & set(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def default_folder(data_home: str, file: File) -> str:

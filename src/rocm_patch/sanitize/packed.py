@@ -11,6 +11,7 @@ for gaps of one to seven bytes, which no frame fits: from version 2 on the heade
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import sys
 import zlib
@@ -30,14 +31,19 @@ else:
 
 __all__ = ["Packed", "digest", "length", "pack", "unpack"]
 
+LIMIT: Final = 256 << 20
+"""Bytes that a bundle may become here, and twice that is held at most; of rocSPARSE's the largest has 62 MB."""
 _MAGIC: Final = b"CCOB"
 _HEAD: Final = struct.Struct("<4sHH")
 _SIZES: Final = {1: struct.Struct("<IQ"), 2: struct.Struct("<IIQ"), 3: struct.Struct("<QQQ")}
 _METHODS: Final = ("zlib", "zstd")
+_PIECE: Final = 1 << 20
 _ZLIB: Final = 0
 _ZLIB_LEVELS: Final = (6, 9)
 _ZSTD_LEVELS: Final = (3, 9, 15, 19, 22, -22, -3, -9, -15, -19, -1, -5, -7, -12)
 """Negative: that level with a checksum, four bytes more: only tried where something fits, and leaves one to seven bytes in version 1."""
+_DEEP: Final = 19, 128 << 20
+"""Levels beyond the first take 700 MiB besides: not for more bytes than the second."""
 _SKIPPABLE: Final = struct.Struct("<II")
 _SKIPPABLE_MAGIC: Final = 0x184D2A50
 
@@ -52,7 +58,7 @@ class Packed:
     plain: bytes
 
 
-def digest(plain: bytes) -> int:
+def digest(plain: bytes | bytearray) -> int:
     """The hash that the header carries."""
     return int.from_bytes(hashlib.md5(plain, usedforsecurity=False).digest()[:8], "little")
 
@@ -64,23 +70,28 @@ def length(source: Source, start: int) -> int:
 
 
 def unpack(source: Source, start: int) -> Packed:
-    """The compressed bundle that begins at `start`. Raises FormatError, also where its hash says that it is damaged."""
+    """The compressed bundle that begins at `start`. Raises FormatError: damaged, as its hash says too, or larger than LIMIT."""
     version, method, part, head, claim, mark = _header(source, start)
     if claim > inflate.allowed(part.size):
         raise FormatError(f"a compressed bundle of {part.size} bytes that claims to become {claim}")
+    if claim > LIMIT:
+        raise FormatError(f"a compressed bundle of {claim} bytes, and no more than {LIMIT >> 20} MiB are unpacked here")
     flow = Flow(part, head, _METHODS[method])
     try:
-        plain = flow.read(claim)
+        whole = io.BytesIO()
+        while whole.tell() < claim:
+            whole.write(flow.read(min(_PIECE, claim - whole.tell())))
         flow.finish()
     finally:
         flow.close()
+    plain = whole.getvalue()  # the same memory, no copy of it
     if digest(plain) != mark or flow.position != claim:
         raise FormatError("a compressed bundle whose content is not what its header says")
     return Packed(part.size if version > 1 else head + flow.used, version, method, plain)
 
 
-def pack(plain: bytes, like: Packed) -> bytes | None:
-    """The same kind of bundle, of the same length, holding `plain`; None where it does not fit."""
+def pack(plain: bytes | bytearray, like: Packed) -> bytes | None:
+    """The same kind of bundle, of the same length, holding `plain`; None where it does not fit. What `like` holds is not asked."""
     layout = _SIZES[like.version]
     head = _HEAD.pack(_MAGIC, like.version, like.method)
     room = like.size - len(head) - layout.size
@@ -99,19 +110,21 @@ def pack(plain: bytes, like: Packed) -> bytes | None:
     return None
 
 
-def _streams(plain: bytes, method: int, room: int) -> Iterator[bytes]:
+def _streams(plain: bytes | bytearray, method: int, room: int) -> Iterator[bytes]:
     """The same data in streams that fit: ever smaller and slower, then others where those leave an awkward gap."""
     fits = False
     for level in _ZLIB_LEVELS if method == _ZLIB else _ZSTD_LEVELS:
         if level < 0 and not fits:
             return
+        if abs(level) > _DEEP[0] and len(plain) > _DEEP[1]:
+            continue
         stream = zlib.compress(plain, level) if method == _ZLIB else _zstd(plain, abs(level), checksum=level < 0)
         if len(stream) <= room:
             fits = True
             yield stream
 
 
-def _zstd(plain: bytes, level: int, checksum: bool) -> bytes:
+def _zstd(plain: bytes | bytearray, level: int, checksum: bool) -> bytes:
     options: dict[int, int] = {
         zstd.CompressionParameter.compression_level: level,
         # clang's bundler looks far back as well: code objects of one bundle are alike.

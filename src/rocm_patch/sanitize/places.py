@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from rocm_patch.errors import FormatError, RefusedError
+from rocm_patch.errors import FormatError, UsageError
 from rocm_patch.images import elf, fatbin, standalone
 from rocm_patch.images.source import Bytes, Item, Source, Unread, Window
 from rocm_patch.sanitize import packed
@@ -43,7 +43,7 @@ class Part:
 
 
 def pieces(file: Source, path: str) -> Iterator[Piece]:
-    """All pieces, in order. Raises RefusedError for a file of another kind, FormatError for a broken one."""
+    """All pieces, in order. Raises UsageError for a file of another kind, FormatError for a broken one."""
     head = file.read(0, min(file.size, 64))
     if standalone.recognise(path, head):
         yield Piece("", 0, file.size)
@@ -57,9 +57,9 @@ def pieces(file: Source, path: str) -> Iterator[Piece]:
             if section.name == fatbin.SECTION or start.startswith((fatbin.BUNDLE, fatbin.COMPRESSED)):
                 yield from _bundles(file, section.offset, section.size, section.name)
     elif head.startswith(b"PK\x03\x04"):
-        raise RefusedError(f"{path} is an archive", "unpack it (python -m zipfile -e WHEEL DIR) and name the library in it")
+        raise UsageError(f"{path} is an archive", "unpack it (python -m zipfile -e WHEEL DIR) and name the library in it")
     else:
-        raise RefusedError(f"{path} is no ELF library, offload bundle or code object", "rocm-patch scan tells what a file holds")
+        raise UsageError(f"{path} is no ELF library, offload bundle or code object", "rocm-patch scan tells what a file holds")
 
 
 def open_piece(file: Source, piece: Piece) -> tuple[bytes | None, list[Part]]:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, Literal
 
@@ -96,9 +96,10 @@ def edits(file: Source, hints: Iterable[Hint]) -> tuple[Edit, ...]:
             continue
         old = packed.unpack(file, piece.start)
         plain = bytearray(old.plain)
+        old = replace(old, plain=b"")  # two copies are enough
         for hint in members:
             plain[hint.place : hint.place + len(S_NOP)] = S_NOP
-        after = packed.pack(bytes(plain), old)
+        after = packed.pack(plain, old)
         if after is None:
             raise RefusedError(
                 f"{piece.inside or 'the bundle'}: compressed again, {len(members)} replaced instructions do not fit into its {old.size} bytes",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import bisect
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from rocm_patch import isa
 from rocm_patch.errors import FormatError
-from rocm_patch.images import code_object
-from rocm_patch.images.code_object import CodeObject, Function
-from rocm_patch.images.coverage import loadable
+from rocm_patch.images import code_object, elf
+from rocm_patch.images.code_object import CodeObject
+from rocm_patch.images.coverage import base, loadable
 from rocm_patch.images.source import Source
 from rocm_patch.isa import Count
 from rocm_patch.sanitize.places import Part, Piece, missed, open_piece, pieces
@@ -23,8 +23,12 @@ __all__ = ["S_NOP", "Hint", "Survey", "survey"]
 S_NOP: Final = struct.pack("<I", 0xBF800000)
 _SHOWN: Final = 3
 """Kernels named for each rule."""
-_PADDING: Final = (0, 0xBF800000, 0xBF9F0000)
-"""Words that may lie between functions: nothing, s_nop 0, s_code_end."""
+_CHUNK: Final = 1 << 20
+"""Bytes of code that are looked at together."""
+_RUNS: Final = 64
+"""Executable sections and segments of a code object; compilers make one or two."""
+_LOADED, _EXECUTABLE_SEGMENT, _EXECUTABLE_SECTION = 1, 1, 4
+_SEGMENT: Final = struct.Struct("<IIQQQQQQ")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def survey(file: Source, path: str, chip: str, code: str, generic: str) -> Surve
     """Judge on `chip` what it would load of a file while it passes for `code`, with the generic target that covers that.
 
     Raises:
-        RefusedError: a file of another kind.
+        UsageError: a file of another kind.
         ValueError: `chip` or `code` is not gfx10; ask `isa.judges` first.
     """
     seen = Counter[tuple[str, int]]()
@@ -83,17 +87,21 @@ def survey(file: Source, path: str, chip: str, code: str, generic: str) -> Surve
         for piece in pieces(file, path):
             for part in open_piece(file, piece)[1]:
                 seen[part.target, part.data.size] += 1
-                if not loadable(part.target, code, generic):
+                wanted = loadable(part.target, code, generic)
+                lies = _other(part, wanted)
+                unread += [f"{piece.inside}: {why}".lstrip(": ") for why in lies]
+                if lies or not wanted:
                     continue
                 found = isa.judge(part.data, chip)
                 judged, instructions = judged + 1, instructions + found.instructions
                 read = code_object.read(part.data)
-                unread += [f"{piece.inside}: {part.target}: {why}".lstrip(": ") for why in _gaps(part.data, read, found.undecoded)]
+                gaps = _gaps(part.data, read, found.undecoded)
+                unread += [f"{piece.inside}: {part.target}: {why}".lstrip(": ") for why in gaps]
                 for rule, count in found.rules.items():
                     if rule not in _curable():
                         remaining[rule] = remaining.get(rule, Count()) + count
                         kernels.setdefault(rule, []).extend(name for name, rules in found.kernels.items() if rule in rules)
-                if not _curable().isdisjoint(found.rules):
+                if not gaps and not _curable().isdisjoint(found.rules):
                     hints += _hints(piece, part, read, chip)
     except FormatError as error:
         unread.append(error.what)
@@ -125,19 +133,53 @@ def _hints(piece: Piece, part: Part, read: CodeObject, chip: str) -> list[Hint]:
 def _gaps(code: Source, read: CodeObject, undecoded: int) -> list[str]:
     """Words that were not judged: a verdict of "nothing unsafe" speaks of all code, or it is none."""
     why = [f"{undecoded} words are no instruction of this target"] if undecoded else []
-    outside = _outside(code, read, read.functions)
+    outside = _outside(code, read)
     if outside:
         why.append(f"{outside} words of code belong to no function")
     return why
 
 
-def _outside(code: Source, read: CodeObject, functions: Sequence[Function]) -> int:
+def _other(part: Part, wanted: bool) -> list[str]:
+    """An entry that is named for one target and holds code for another: who loads it, and what it is, are two things."""
+    try:
+        inside = code_object.target(part.data)
+    except FormatError:
+        if wanted:
+            raise
+        return []  # the chip does not load it, and it may be no ELF file, as SPIR-V is none
+    return [f"the entry for {part.target} holds code for {inside}"] if base(inside) != base(part.target) else []
+
+
+def _outside(code: Source, read: CodeObject) -> int:
+    """Words that are no padding and that no function covers, in all that is loaded to be executed."""
     import numpy
 
-    words = numpy.frombuffer(code.read(read.text_offset, read.text_size & ~3), "<u4")
-    free = ~numpy.isin(words, _PADDING)
-    for function in functions:
-        first = function.offset - read.text_offset
-        # From below the first whole word to above the last: code elsewhere than .text is judged by its own symbols.
-        free[max(first, 0) // 4 : max(first + function.size, 0) // 4] = False
-    return int(numpy.count_nonzero(free))
+    functions = sorted((function.offset, function.offset + (function.size & ~3)) for function in read.functions)
+    starts = numpy.array([start for start, _ in functions], numpy.int64)
+    ends = numpy.maximum.accumulate(numpy.array([0, *(end for _, end in functions)], numpy.int64))
+    count = 0
+    for first, last in _runs(code):
+        for place in range(first, last, _CHUNK):
+            words = numpy.frombuffer(code.read(place, min(_CHUNK, last - place) & ~3), "<u4")
+            used = place + 4 * numpy.flatnonzero(~numpy.isin(words, isa.PADDING))
+            count += int(numpy.count_nonzero(used >= ends[numpy.searchsorted(starts, used, "right")]))
+    return count
+
+
+def _runs(code: Source) -> Iterator[tuple[int, int]]:
+    """Where executable bytes begin and end in a code object, apart from each other: by its sections and by its segments. Raises FormatError."""
+    sections = elf.read(code).sections
+    found = {(row.offset, row.offset + row.size) for row in sections if row.flags & _EXECUTABLE_SECTION and row.type != elf.NO_BITS}
+    table, entry, number = (int.from_bytes(code.read(place, size), "little") for place, size in ((32, 8), (54, 2), (56, 2)))
+    if number and entry != _SEGMENT.size:
+        raise FormatError(f"program headers of {entry} bytes")
+    for kind, flags, offset, _, _, size, _, _ in _SEGMENT.iter_unpack(code.read(table, number * entry)):
+        if kind == _LOADED and flags & _EXECUTABLE_SEGMENT:
+            found.add((offset, offset + size))
+    if len(found) > _RUNS or any(start % 4 for start, _ in found):
+        raise FormatError(f"{len(found)} runs of executable code, or one that does not begin at a word")
+    done = 0
+    for start, end in sorted(found):
+        if end > max(start, done):
+            yield max(start, done), end
+        done = max(done, end)
