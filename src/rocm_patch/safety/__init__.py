@@ -7,19 +7,18 @@ its content as it comes: a scan that was broken off goes on where it stopped.
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from rocm_patch.images import coverage, pool
 from rocm_patch.isa import Count, judges
-from rocm_patch.isa.cache import Cache, version
+from rocm_patch.isa.cache import Cache
 from rocm_patch.isa.worker import seconds
-from rocm_patch.knowledge import Knowledge
 from rocm_patch.model import Image, Safety
+from rocm_patch.safety.memory import recall, remember, state
+from rocm_patch.safety.outlook import Chip, Outlook, chip_of, libraries, outlook
 
 __all__ = [
     "Chip",
@@ -45,49 +44,9 @@ GROWTH: Final = 16
 """Times its own size that the packed code in a file counts for; plain code can count once. What a file claims is not believed."""
 NAMES: Final = 20_000
 """Functions that are named in all."""
-SIBLINGS: Final = {
-    "gfx101": ("gfx1010", "gfx10-1-generic", "gfx1012", "gfx1011", "gfx1030", "gfx10-3-generic"),
-    "gfx103": ("gfx1030", "gfx10-3-generic", "gfx1010", "gfx10-1-generic"),
-}
-"""Whose code people make a chip run by an override where it has none of its own: what fits best first."""
-_CHIP: Final = re.compile(r"gfx[0-9a-f]+")
 MODULE: Final = "rocm_patch.isa.worker"
 REASONS: Final = 16
 """Reasons told of one row."""
-
-How = Literal["own", "override", "hidden", "nothing", "spirv", "sibling", "foreign", "none", "unread"]
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A physical chip and the generic target that covers it; the value of an override in force, and the same of the chip that it names."""
-
-    gfx: str
-    generic: str = ""
-    override: str = ""
-    forced: str = ""
-    forced_generic: str = ""
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What happens with a library on a chip: `code` is the target (without features) whose code runs, or would run.
-
-    own: its own or a generic target; override: what the override in force names; hidden: there is code of its own, but the
-    override asks for what is not there; nothing: the override finds nothing, and there is no code of its own; spirv: compiled
-    for the card when it is loaded; sibling: no code of its own, and this is what an override could bring; foreign: only code of
-    other families; none: no code; unread: no code for it in what could be read.
-    """
-
-    how: How
-    code: str = ""
-    own: bool = False
-    """Code of its own is there, whether it is run or not."""
-
-    @property
-    def runs(self) -> bool:
-        """Whether the library's code runs on the chip as things are."""
-        return self.how in ("own", "override", "spirv")
 
 
 @dataclass(frozen=True)
@@ -118,52 +77,6 @@ class Kernel:
     target: str
     name: str
     rules: Mapping[str, Count]
-
-
-def chip_of(gfx: str, override: str, knowledge: Knowledge) -> Chip:
-    """A chip, and what the value of HSA_OVERRIDE_GFX_VERSION in force (empty: none) makes of it."""
-    forced = coverage.forced(override) or "" if override else ""
-    other = knowledge.gpus.get(forced)
-    own = knowledge.gpus.get(gfx)
-    return Chip(gfx, own.generic if own else "", override, forced, other.generic if other else "")
-
-
-def libraries(files: Iterable[Image]) -> Mapping[str, tuple[Image, ...]]:
-    """Rows by the library that they are parts of: a file, a folder of files by chip, or files whose names differ in the chip only."""
-    found: dict[str, list[Image]] = {}
-    for image in files:
-        whole = image.path + (f"!{image.inside}" if image.inside else "")
-        folder, _, name = whole.rpartition("/")
-        if image.store in ("tensile", "aotriton", "miopen") and not os.path.isdir(image.path):
-            whole = folder
-        elif whole.endswith((".kpack", ".hsaco", ".co")):
-            whole = f"{folder}/{_CHIP.sub('*', name)}" if folder else _CHIP.sub("*", name)
-        found.setdefault(whole, []).append(image)
-    return {name: tuple(rows) for name, rows in found.items()}
-
-
-def outlook(rows: Iterable[Image], chip: Chip) -> Outlook:
-    """What happens with one library on a chip. What an override names is asked for whatever else is there."""
-    rows = tuple(rows)
-    everything = {target for row in rows for target in row.targets}
-    there = {coverage.base(target) for target in everything if ":xnack+" not in target}
-    own = next((target for target in (chip.gfx, chip.generic) if target and target in there), "")
-    if chip.override and chip.forced != chip.gfx:
-        forced = next((target for target in (chip.forced, chip.forced_generic) if target and target in there), "")
-        if forced:
-            return Outlook("override", forced, bool(own))
-        if everything - {"spirv"}:
-            return Outlook("hidden" if own else "nothing", own, bool(own))
-    if own:
-        return Outlook("own", own, True)
-    if "spirv" in there:
-        return Outlook("spirv")
-    sibling = next((target for target in SIBLINGS.get(chip.gfx[:6], ()) if target in there), "")
-    if sibling:
-        return Outlook("sibling", sibling)
-    if any(row.unread for row in rows):
-        return Outlook("unread")
-    return Outlook("foreign" if everything else "none")
 
 
 def size(rows: Iterable[Image], chip: Chip) -> int:
@@ -269,80 +182,6 @@ def summed(rows: Sequence[Image], judged: Iterable[Judged], chip: Chip) -> tuple
     for (path, member, store), rest in found.items():  # a child that died speaks for no row
         made.append(Image(path, member, store, {}, tuple(dict.fromkeys(f"not judged: {each.why}" for each in rest if each.why))))
     return tuple(made)
-
-
-def state(path: str) -> tuple[int, ...]:
-    """What changes when a file does, without reading it; empty where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def remember(images: Iterable[Image], chip: Chip, cache_folder: str, before: Mapping[str, tuple[int, ...]]) -> None:
-    """Note by file what was found, so that `recall` has it without reading the file again.
-
-    `before`: the state of the files before they were read. One that was changed or replaced meanwhile is not noted.
-    """
-    cache = Cache(cache_folder, write=True)
-    for path, rows in _by_path(images).items():
-        known = before.get(path, ())
-        if not known or known != state(path) or any(row.unread for row in rows) or not any(chip.gfx in row.safety for row in rows):
-            continue
-        cache.put_file(_key(path, known, chip), [[row.inside, row.store, _values(row.safety[chip.gfx])] for row in rows if chip.gfx in row.safety])
-    cache.close()
-
-
-def recall(images: Iterable[Image], chip: Chip, cache_folder: str) -> tuple[Image, ...]:
-    """The images with what an earlier scan of the same files found. Writes nothing."""
-    cache = Cache(cache_folder, write=False)
-    made = []
-    known: dict[str, dict[tuple[str, str], Safety]] = {}
-    for image in images:
-        if image.path not in known:
-            now = state(image.path)
-            known[image.path] = _noted(cache.get_file(_key(image.path, now, chip))) if now else {}
-        safety = known[image.path].get((image.inside, image.store))
-        made.append(replace(image, safety={**image.safety, chip.gfx: safety}) if safety else image)
-    cache.close()
-    return tuple(made)
-
-
-def _values(safety: Safety) -> dict[str, Any]:
-    return {**vars(safety), "rules": dict(safety.rules), "certain_rules": dict(safety.certain_rules)}
-
-
-def _noted(values: Any) -> dict[tuple[str, str], Safety]:
-    """What stands in a cache, if it is what we put there."""
-    try:
-        return {
-            (str(inside), str(store)): Safety(
-                int(each["certain"]),
-                int(each["possible"]),
-                {str(rule): int(count) for rule, count in each["rules"].items()},
-                str(each["code"]),
-                int(each["functions"]),
-                int(each["unsafe"]),
-                {str(rule): int(count) for rule, count in each["certain_rules"].items()},
-            )
-            for inside, store, each in values or ()
-        }
-    except (TypeError, ValueError, KeyError, AttributeError):
-        return {}
-
-
-def _key(path: str, known: tuple[int, ...], chip: Chip) -> str:
-    parts = (os.path.realpath(path), *known, chip.gfx, chip.override, version())
-    # A name may hold bytes that are no text; a key is one.
-    return hashlib.sha256("\0".join(str(part) for part in parts).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _by_path(images: Iterable[Image]) -> dict[str, list[Image]]:
-    groups: dict[str, list[Image]] = {}
-    for image in images:
-        groups.setdefault(image.path, []).append(image)
-    return groups
 
 
 def _with_safety(row: Image, judged: Sequence[Judged], chip: Chip) -> Image:
