@@ -14,7 +14,9 @@ def main():
 
 
 def answer(task):
-    if task["do"] == "spin":
+    if task["do"] == "tell and spin":
+        yield {"pid": os.getpid()}
+    if task["do"] in ("spin", "tell and spin"):
         while True:
             pass
     if task["do"] == "kill":
@@ -25,4 +27,9 @@ def answer(task):
         yield {"rows": len(bytearray(1 << 30))}
     if task["do"] == "babble":
         print("hello")
+    if task["do"] == "long":
+        for _ in range(4):
+            yield {"long": "a" * (30 << 20)}
+    if task["do"] == "too long":
+        yield {"long": "a" * (34 << 20)}
     yield {"rows": []}

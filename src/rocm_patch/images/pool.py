@@ -7,6 +7,7 @@ they are kept for as long as there is work.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -28,6 +29,8 @@ PATIENCE: Final = 10.0
 """Times its computing time that a task may take before it counts as hanging, on a disk that answers no more."""
 LINE_LIMIT: Final = 32 << 20
 """Bytes of one answer: a judgement with the names of its kernels, packed and plain, is the longest."""
+_PIPE: Final = 1 << 20
+"""Bytes that a child can say before it waits for us: what the kernel grants to everyone."""
 _START: Final = "import sys, importlib; sys.path.insert(0, sys.argv[1]); importlib.import_module(sys.argv[2]).main()"
 _HOME: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _READER: Final = "rocm_patch.images.worker"
@@ -86,8 +89,7 @@ def scan(tasks: Sequence[Candidate], *, count: bool = True, workers: int = 0) ->
                 else:
                     row.code(*values)
             continue
-        if event.why:
-            row.unread("", "object", event.why)
+        row.why = event.why
         yield Done(file.path, file.size, row.images())
 
 
@@ -125,7 +127,7 @@ class _Child:
         self._module = module
         self._number = -1
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = bytearray()
+        self._clear()
         self._budget = self._deadline = 0.0
 
     @property
@@ -142,7 +144,7 @@ class _Child:
         assert process.stdin is not None  # noqa: S101
         # If it has died meanwhile, its end is heard.
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps({**task.values, "seconds": task.seconds}).encode() + b"\n")
+            process.stdin.write(json.dumps({**task.values, "seconds": task.seconds, "parent": os.getpid()}).encode() + b"\n")
             process.stdin.flush()
 
     def hear(self) -> Iterator[Said | Ended]:
@@ -151,25 +153,27 @@ class _Child:
             return
         why = ""
         try:
-            piece = os.read(self.descriptor, 1 << 20)
-            self._buffer += piece
-            *lines, rest = self._buffer.split(b"\n")
-            self._buffer = bytearray(rest)
-            for line in lines:
-                said = json.loads(line)
+            piece = os.read(self.descriptor, _PIPE)
+            # Only what is new is searched: a line of 30 MiB comes in hundreds of pieces.
+            *ends, rest = piece.decode("ascii").split("\n")
+            for end in ends:
+                said = self._line(end)
                 if "end" in said:
                     self.busy = False
                     yield Ended(self._number, str(said["end"]))
                     return
                 yield Said(self._number, said)
+                del said
+            self._pieces.append(rest)
+            self._held += len(rest)
             if not piece:
                 why = self._death()
-            elif len(rest) > LINE_LIMIT:
+            elif self._held > LINE_LIMIT:
                 why = "its reader says too much"
         except BlockingIOError:
             if time.monotonic() > self._deadline:
                 why = f"no answer within {PATIENCE * self._budget:.0f} s"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             why = f"its reader talks nonsense: {error}"
         if why:
             self.stop()
@@ -178,7 +182,7 @@ class _Child:
     def stop(self) -> None:
         """End the process and whatever it started."""
         process, self._process, self.busy = self._process, None, False
-        self._buffer.clear()
+        self._clear()
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -188,6 +192,17 @@ class _Child:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+    def _line(self, end: str) -> dict[str, Any]:
+        """What the line says that ends with those letters; a long one is there twice at most at any time."""
+        text = "".join((*self._pieces, end))
+        self._clear()
+        said: dict[str, Any] = json.loads(text)
+        return said
+
+    def _clear(self) -> None:
+        self._pieces: list[str] = []
+        self._held = 0
 
     def _death(self) -> str:
         process = self._process
@@ -216,4 +231,7 @@ def _started(module: str) -> subprocess.Popen[bytes]:
     )
     assert process.stdout is not None  # noqa: S101
     os.set_blocking(process.stdout.fileno(), False)
+    # Refused where the user has too many such pipes: then it takes more reads.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(process.stdout.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)
     return process

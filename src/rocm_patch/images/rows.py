@@ -1,4 +1,7 @@
-"""Items of a file, added up to the rows that are shown. Apart from `walk`: a child that reads files sends items and needs no rows."""
+"""Items of a file, added up to the rows that are shown. Apart from `walk`: a child that reads files sends items and needs no rows.
+
+A row costs half a kilobyte here and half a millisecond where it is shown, and a wheel of 4 MB can ask for 40,000 of them.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,24 @@ from typing import Final
 from rocm_patch.images.walk import items, tell
 from rocm_patch.model import Image, TargetCode
 
+ROW_LIMIT: Final = 8192
+"""Rows of one file. The most members with code are a wheel's of PyTorch with the libraries of hand-tuned kernels: some thousands."""
+REASON_LIMIT: Final = 1024
+"""Reasons told of one file. Beyond, a row with code says how many it has, and others are counted."""
 UNREAD_LIMIT: Final = 16
 """Reasons told of one row; the rest is counted."""
 TARGET_LIMIT: Final = 256
 """Targets in one row; LLVM knows some sixty, with features twice as many."""
-_REASON_LIMIT: Final = 1000
+CODE_LIMIT: Final = 1 << 16
+"""Targets in all rows of one file."""
+
+
+@dataclass
+class _Row:
+    targets: dict[str, TargetCode] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    more: int = 0
+    """Reasons that are not told."""
 
 
 @dataclass
@@ -20,32 +36,63 @@ class Rows:
     """Items added up, one row a member and kind of container."""
 
     path: str
-    _targets: dict[tuple[str, str], dict[str, TargetCode]] = field(default_factory=dict)
-    _unread: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    why: str = ""
+    """Why the reading of the file ended early."""
+    _rows: dict[tuple[str, str], _Row] = field(default_factory=dict)
+    _codes: int = 0
+    _told: int = 0
+    _left: int = 0
+    """Items without a row."""
 
     def code(self, member: str, store: str, target: str, kernels: int, size: int) -> None:
         """Add code; `kernels` -1: not counted."""
-        row = self._targets.setdefault((member, store), {})
-        if target not in row and len(row) >= TARGET_LIMIT:
-            self.unread(member, store, f"more than {TARGET_LIMIT} targets")
+        row = self._row(member, store, room=self._codes < CODE_LIMIT)
+        if row is None:
             return
-        old = row.get(target, TargetCode(-1, 0))
+        old = row.targets.get(target)
+        if old is None:
+            if len(row.targets) >= TARGET_LIMIT or self._codes >= CODE_LIMIT:
+                self.unread(member, store, f"more than {TARGET_LIMIT} targets, or {CODE_LIMIT} in the file")
+                return
+            self._codes += 1
+            old = TargetCode(-1, 0)
         both = kernels if old.kernels < 0 else old.kernels if kernels < 0 else old.kernels + kernels
-        row[target] = TargetCode(both, old.bytes + size)
+        row.targets[target] = TargetCode(both, old.bytes + size)
 
     def unread(self, member: str, store: str, why: str) -> None:
         """Add a reason."""
-        self._targets.setdefault((member, store), {})
-        reasons = self._unread.setdefault((member, store), [])
-        if len(reasons) < _REASON_LIMIT and why not in reasons[-1:]:
-            reasons.append(why)
+        row = self._row(member, store, room=self._told < REASON_LIMIT)
+        if row is None or why in row.reasons:
+            return
+        if len(row.reasons) < UNREAD_LIMIT and self._told < REASON_LIMIT:
+            row.reasons.append(why)
+            self._told += 1
+        else:
+            row.more += 1
 
     def images(self) -> tuple[Image, ...]:
-        """One row a member and store, members in reading order."""
+        """One row a member and store, members in reading order; what is to be said of the whole file stands in a row without a member."""
+        whole = [f"{self._left:,} more pieces of code, or reasons why it cannot be read, are left out"] if self._left else []
+        whole += [self.why] if self.why else []
+        if whole:
+            self._rows.setdefault(("", "object"), _Row())
         return tuple(
-            Image(self.path, member, store, dict(sorted(targets.items())), _few(self._unread.get((member, store), [])))
-            for (member, store), targets in self._targets.items()
+            Image(
+                self.path,
+                member,
+                store,
+                dict(sorted(row.targets.items())),
+                (*row.reasons, *_more(row), *(whole if (member, store) == ("", "object") else ())),
+            )
+            for (member, store), row in self._rows.items()
         )
+
+    def _row(self, member: str, store: str, *, room: bool) -> _Row | None:
+        row = self._rows.get((member, store))
+        if row is None and room and len(self._rows) < ROW_LIMIT:
+            row = self._rows[member, store] = _Row()
+        self._left += row is None
+        return row
 
 
 def images(path: str, count: bool = True) -> tuple[Image, ...]:
@@ -60,7 +107,7 @@ def images(path: str, count: bool = True) -> tuple[Image, ...]:
     return rows.images()
 
 
-def _few(reasons: list[str]) -> tuple[str, ...]:
-    distinct = list(dict.fromkeys(reasons))
-    more = len(distinct) - UNREAD_LIMIT
-    return tuple(distinct) if more <= 0 else (*distinct[:UNREAD_LIMIT], f"and {more} more reasons")
+def _more(row: _Row) -> tuple[str, ...]:
+    if not row.more:
+        return ()
+    return (f"and {row.more:,} more reasons" if row.reasons else f"reasons that are not told: {row.more:,}",)

@@ -7,7 +7,9 @@ Limits on memory and on computing time are the kernel's: whatever a reader does 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
+import os
 import resource
 import signal
 import sys
@@ -27,7 +29,9 @@ RATE: Final = 8 << 20
 """Bytes a second beyond that. Measured: 57 MB/s for the densest compressed library, 2 GB/s for plain ones."""
 BATCH: Final = 256
 NAME_LIMIT: Final = 1024
-"""Letters of a member's name."""
+"""Letters of a member's name, and of anything else that is told of it: a reason may quote 64 KiB from the file."""
+_PARENT_DEATH: Final = 1
+"""PR_SET_PDEATHSIG, prctl(2)."""
 
 Answer = Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
 """From a task to what is said of it, piece by piece."""
@@ -44,7 +48,10 @@ def main() -> None:
 
 
 def serve(tasks: Iterable[str], answer: Answer, memory: int = MEMORY) -> None:
-    """Answer tasks, JSON lines with the computing time that each may take as `seconds`, within limits."""
+    """Answer tasks within limits. They are JSON lines with the computing time that each may take as `seconds`, and who asks as `parent`."""
+    # Whatever ends the parent ends this process: nobody else would read its answer.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL, 0, 0, 0)
     for kind, most in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_FSIZE, SPILL), (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(kind)[1]
         with contextlib.suppress(ValueError, OSError):
@@ -53,6 +60,9 @@ def serve(tasks: Iterable[str], answer: Answer, memory: int = MEMORY) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     for line in tasks:
         task = json.loads(line)
+        if os.getppid() != task["parent"]:
+            # It ended before we asked to be told.
+            return
         # Computing, not waiting, and to the millisecond: RLIMIT_CPU counts whole seconds since the child's start.
         signal.setitimer(signal.ITIMER_PROF, task["seconds"])
         why = ""
@@ -72,16 +82,21 @@ def serve(tasks: Iterable[str], answer: Answer, memory: int = MEMORY) -> None:
 
 def _answer(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     held: list[list[Any]] = []
-    for member, item in walk.items(task["path"]):
-        found, why = walk.tell(item, task["count"])
-        if found:
-            held.append([member[:NAME_LIMIT], *found])
-        if why:
-            held.append([member[:NAME_LIMIT], *why])
-        if len(held) >= BATCH:
-            yield {"rows": held}
-            held = []
+    trouble: Exception | None = None
+    try:
+        for member, item in walk.items(task["path"]):
+            for told in walk.tell(item, task["count"]):
+                if told:
+                    held.append([each[:NAME_LIMIT] if isinstance(each, str) else each for each in (member, *told)])
+            if len(held) >= BATCH:
+                yield {"rows": held}
+                held = []
+    except Exception as error:
+        # Without the frames, that hold what the memory was for: what was found before is still to be said.
+        trouble = error.with_traceback(None)
     yield {"rows": held}
+    if trouble:
+        raise trouble
 
 
 def _send(message: dict[str, Any]) -> None:
