@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sets rocm-patch up in .venv and does its main job. With an AMD card: diagnose it and offer to repair it.
-# Without one: the same way on a recorded RX 5600 XT, in a scratch copy, and back again. Downloads about 10 MB.
+# Without one: the same way on a recorded RX 5600 XT, in a scratch copy, and back again. Downloads about 30 MB.
 set -eu
 cd "$(dirname "$0")"
 

@@ -99,7 +99,7 @@ def test_lies_about_sizes_are_told() -> None:
     assert whys(aks2(WAVES, count=1 << 20)) == ["1048576 kernels"]
     assert whys(aks2(WAVES, directory_size=80)) == [f"a directory of {sum(20 + len(name) + 1 for name, _ in WAVES)} bytes where 80 are promised"]
     assert len(whys(aks2(WAVES, count=9))) == 1
-    assert whys(b"AKS2") == ["16 bytes at 0 lie outside of 4"]
+    assert whys(b"AKS2") == ["cut short: 16 bytes are needed and 4 are there"]
     assert "not an xz stream" in whys(aks2(WAVES)[:16] + b"no stream at all")[0]
     assert "not an xz stream" in whys(aks2(WAVES)[:-40])[0] or "ends in the middle" in whys(aks2(WAVES)[:-40])[0]
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_read() -> None:
 def test_databases_that_are_none() -> None:
     for data, why in (
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer, not the database"),
-        (b"", "100 bytes at 0 lie outside of 0"),
+        (b"", "cut short: 100 bytes are needed and 0 are there"),
         (bytes(200), "not an SQLite database"),
         (database([], create="CREATE TABLE perf_db(id INTEGER PRIMARY KEY)"), "no table kern_db"),
         (database([], create="CREATE TABLE kern_db(kernel_name, kernel_args)"), "the table kern_db has no column kernel_blob"),

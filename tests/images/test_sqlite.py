@@ -95,7 +95,7 @@ def test_long_values_are_not_read_before_they_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"", "lie outside"),
+        (b"", "cut short"),
         (bytes(100), "not an SQLite database"),
         (b"SQLite format 3\0" + bytes(100), "cannot be"),
         (database([], schema="CREATE TABLE t2(a); CREATE TABLE t(name, size, blob)").replace(b"table", b"tablf"), "no table t"),

@@ -70,7 +70,12 @@ def scan(
     judged: list[Judged] = []
     if chip is not None and not targets_only:
         folder = "" if no_cache else cache.folder(os.environ)
-        judged = _judge(found, chip, folder, kernels=kernels)
+        try:
+            judged = _judge(found, chip, folder, kernels=kernels)
+        except KeyboardInterrupt:
+            if folder:
+                sys.stderr.write("\nwhat was judged so far is kept: the same command goes on from there")
+            raise
         found = safety.summed(found, judged, chip)
         if folder:
             safety.remember(found, chip, folder, before)

@@ -36,7 +36,7 @@ class File:
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes; FormatError if there are fewer or the disk says no."""
         if offset < 0 or count < 0 or offset + count > self.size:
-            raise FormatError(f"{count} bytes at {offset} lie outside of {self.size}")
+            raise FormatError(f"cut short: {offset + count} bytes are needed and {self.size} are there")
         if count > READ_LIMIT:
             raise FormatError(f"a piece of {count} bytes")
         try:

@@ -110,7 +110,7 @@ class Inflated:
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes; FormatError if there are fewer."""
         if offset < 0 or count < 0 or offset + count > len(self.data):
-            raise FormatError(f"{count} bytes at {offset} lie outside of {len(self.data)}")
+            raise FormatError(f"cut short: {offset + count} bytes are needed and {len(self.data)} are there")
         return self.data[offset : offset + count]
 
     def find(self, pattern: bytes, start: int, end: int) -> int:

@@ -42,7 +42,7 @@ class Bytes:
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes; FormatError if there are fewer."""
         if offset < 0 or count < 0 or offset + count > len(self.data):
-            raise FormatError(f"{count} bytes at {offset} lie outside of {len(self.data)}")
+            raise FormatError(f"cut short: {offset + count} bytes are needed and {len(self.data)} are there")
         return self.data[offset : offset + count]
 
     def find(self, pattern: bytes, start: int, end: int) -> int:
@@ -60,12 +60,12 @@ class Window:
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.size < 0 or self.start + self.size > self.under.size:
-            raise FormatError(f"{self.size} bytes at {self.start} lie outside of {self.under.size}")
+            raise FormatError(f"cut short: {self.start + self.size} bytes are needed and {self.under.size} are there")
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes; FormatError if there are fewer."""
         if offset < 0 or count < 0 or offset + count > self.size:
-            raise FormatError(f"{count} bytes at {offset} lie outside of {self.size}")
+            raise FormatError(f"cut short: {offset + count} bytes are needed and {self.size} are there")
         return self.under.read(self.start + offset, count)
 
     def find(self, pattern: bytes, start: int, end: int) -> int:

@@ -64,7 +64,7 @@ class _Payload:
         """Exactly `count` bytes; FormatError if there are fewer. Of pages before `offset` only the link is read."""
         end = offset + count
         if offset < 0 or count < 0 or end > self.size:
-            raise FormatError(f"{count} bytes at {offset} lie outside of a row of {self.size}")
+            raise FormatError(f"cut short: {offset + count} bytes of a row are needed and {self.size} are there")
         parts, position, number = [self.local[offset:end]], len(self.local), self.overflow
         while position < end:
             behind = position + self.file.usable - 4
