@@ -18,7 +18,8 @@ from rocm_patch.images.source import Unread
 from rocm_patch.model import TargetCode
 
 DEADLY = """
-import os, resource, sys
+import os, resource, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests may ignore it
 from rocm_patch.images import pool
 pool._HOME = sys.argv[1]
 for event in pool.run([pool.Task({"do": sys.argv[2]}, 60)], "images.deadly", 1):
