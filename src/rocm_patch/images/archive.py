@@ -15,7 +15,6 @@ from rocm_patch.images.files import File
 from rocm_patch.images.flow import MEMORY_LIMIT, Owned, write
 from rocm_patch.images.source import Bytes, Source, Window
 
-MAGIC: Final = b"PK\x03\x04"
 DIRECTORY_LIMIT: Final = 4 << 20
 """Bytes of the table of members: some 40,000 members; torch has 13,000."""
 MEMBER_LIMIT: Final = 16 << 30

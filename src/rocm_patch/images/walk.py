@@ -9,15 +9,17 @@ import contextlib
 import os
 import posixpath
 import stat
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rocm_patch.errors import FormatError
-from rocm_patch.images import aotriton, archive, code_object, fatbin, kpack, miopen, split, standalone, tensile
+from rocm_patch.images import aotriton, code_object, fatbin, kpack, miopen, split, standalone, tensile
 from rocm_patch.images.files import File, open_file
 from rocm_patch.images.source import Item, Source, Unread
+
+if TYPE_CHECKING:
+    import zipfile
 
 HEAD: Final = 64
 """Bytes by which a format is recognised."""
@@ -44,6 +46,7 @@ _NEVER: Final = (
 )
 """Endings of files that are not even opened: nine in ten of an environment."""
 _CATALOGUES: Final = ("TensileLibrary_lazy_", "Kernels.so-000-", tensile.MANIFEST)
+_ZIP: Final = b"PK\x03\x04"
 _ARCHIVES: Final = (".whl", ".zip", ".egg")
 
 
@@ -109,7 +112,7 @@ def items(path: str) -> Iterator[tuple[str, Item]]:
         with open_file(path) as file:
             head = file.read(0, min(HEAD, file.size))
             known = format_of(path, head)
-            if known is None and head.startswith(archive.MAGIC):
+            if known is None and head.startswith(_ZIP):
                 yield from _members(file)
             elif known is not None:
                 for item in _read(known, file, path):
@@ -165,7 +168,7 @@ def _look(path: str, *, named: bool) -> Iterator[Candidate]:
     try:
         with open_file(path) as file:
             head = file.read(0, min(HEAD, file.size))
-            if format_of(path, head) or (head.startswith(archive.MAGIC) and (named or path.endswith(_ARCHIVES))):
+            if format_of(path, head) or (head.startswith(_ZIP) and (named or path.endswith(_ARCHIVES))):
                 yield Candidate(path, file.size)
             elif named:
                 yield Candidate(path, why="neither a library nor a wheel, nor anything else that holds device code")
@@ -209,6 +212,8 @@ def _names(folder: str) -> list[str]:
 
 
 def _members(file: File) -> Iterator[tuple[str, Item]]:
+    from rocm_patch.images import archive  # zipfile is a tenth of the start of a child, and most files are none
+
     with archive.opened(file) as whole:
         names = [row.filename for row in whole.infolist()]
         for row in whole.infolist():
@@ -221,6 +226,8 @@ def _members(file: File) -> Iterator[tuple[str, Item]]:
 
 
 def _member(file: File, whole: zipfile.ZipFile, row: zipfile.ZipInfo, names: list[str]) -> Iterator[tuple[str, Item]]:
+    from rocm_patch.images import archive
+
     known = format_of(row.filename, archive.head(whole, row, HEAD))
     if known is None:
         return
