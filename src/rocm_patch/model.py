@@ -206,6 +206,11 @@ class Image:
     unread: tuple[str, ...]
     safety: Mapping[str, Safety] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def place(self) -> str:
+        """The path, and behind a `!` the member of a wheel: 'x.whl!x/libx.so'."""
+        return f"{self.path}!{self.inside}" if self.inside else self.path
+
 
 @dataclass(frozen=True)
 class Images:

@@ -99,11 +99,10 @@ def scan(
 
 
 def _exit_code(found: Sequence[Image], chip: Chip | None) -> int:
-    from rocm_patch.safety import libraries, outlook
+    from rocm_patch.safety import outlooks
 
     if chip is not None:
-        looks = [outlook(rows, chip) for rows in libraries(found).values()]
-        missing = any(not look.runs and look.how not in ("none", "unread") for look in looks)
+        missing = any(not look.runs and look.how not in ("none", "unread") for look, _ in outlooks(found, chip))
         if missing or any(image.safety[chip.gfx].certain for image in found if chip.gfx in image.safety):
             return EXIT_PROBLEMS
     return EXIT_INCONCLUSIVE if any(image.unread for image in found) else EXIT_FINE

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final
 
 from rocm_patch.errors import FormatError
+from rocm_patch.images.source import within
 
 READ_LIMIT: Final = 1 << 30
 """Bytes in one read; nobody who asks for more means it."""
@@ -35,8 +36,7 @@ class File:
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes; FormatError if there are fewer or the disk says no."""
-        if offset < 0 or count < 0 or offset + count > self.size:
-            raise FormatError(f"cut short: {offset + count} bytes are needed and {self.size} are there")
+        within(offset, count, self.size)
         if count > READ_LIMIT:
             raise FormatError(f"a piece of {count} bytes")
         try:

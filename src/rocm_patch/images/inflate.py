@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Final
 
 from rocm_patch.errors import FormatError
-from rocm_patch.images.source import Source
+from rocm_patch.images.source import Source, within
 
 if sys.version_info >= (3, 14):
     from compression import zstd as _zstd
@@ -109,8 +109,7 @@ class Inflated:
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes; FormatError if there are fewer."""
-        if offset < 0 or count < 0 or offset + count > len(self.data):
-            raise FormatError(f"cut short: {offset + count} bytes are needed and {len(self.data)} are there")
+        within(offset, count, len(self.data))
         return self.data[offset : offset + count]
 
     def find(self, pattern: bytes, start: int, end: int) -> int:

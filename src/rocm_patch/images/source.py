@@ -8,10 +8,16 @@ from typing import Final, Protocol
 
 from rocm_patch.errors import FormatError
 
-__all__ = ["STORES", "Bytes", "Code", "Item", "Source", "Unread", "Window"]
+__all__ = ["STORES", "Bytes", "Code", "Item", "Source", "Unread", "Window", "within"]
 
 STORES: Final = ("fatbin", "compressed fatbin", "kpack", "tensile", "miopen", "aotriton", "object")
 """Where device code lies, by kind of container."""
+
+
+def within(offset: int, count: int, size: int) -> None:
+    """Raise FormatError where `count` bytes from `offset` on are not all among the `size` that there are."""
+    if offset < 0 or count < 0 or offset + count > size:
+        raise FormatError(f"cut short: {offset + count} bytes are needed and {size} are there")
 
 
 class Source(Protocol):
@@ -41,8 +47,7 @@ class Bytes:
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes; FormatError if there are fewer."""
-        if offset < 0 or count < 0 or offset + count > len(self.data):
-            raise FormatError(f"cut short: {offset + count} bytes are needed and {len(self.data)} are there")
+        within(offset, count, len(self.data))
         return self.data[offset : offset + count]
 
     def find(self, pattern: bytes, start: int, end: int) -> int:
@@ -59,13 +64,11 @@ class Window:
     size: int
 
     def __post_init__(self) -> None:
-        if self.start < 0 or self.size < 0 or self.start + self.size > self.under.size:
-            raise FormatError(f"cut short: {self.start + self.size} bytes are needed and {self.under.size} are there")
+        within(self.start, self.size, self.under.size)
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes; FormatError if there are fewer."""
-        if offset < 0 or count < 0 or offset + count > self.size:
-            raise FormatError(f"cut short: {offset + count} bytes are needed and {self.size} are there")
+        within(offset, count, self.size)
         return self.under.read(self.start + offset, count)
 
     def find(self, pattern: bytes, start: int, end: int) -> int:

@@ -58,6 +58,11 @@ class Judgement:
     kernels: Mapping[str, Mapping[str, Count]] = field(default_factory=lambda: MappingProxyType({}))
     functions: int = 0
 
+    @property
+    def unsafe(self) -> int:
+        """Functions in which something is certain."""
+        return sum(any(count.certain for count in counts.values()) for counts in self.kernels.values())
+
 
 @functools.lru_cache(maxsize=1)
 def rules() -> tuple[Any, ...]:

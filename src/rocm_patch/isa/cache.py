@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from rocm_patch.isa import Count, Judgement
 
-__all__ = ["Cache", "folder", "from_json", "key", "pack", "to_json"]
+__all__ = ["Cache", "counts_of", "folder", "from_json", "key", "pack", "to_json"]
 
 SCHEMA: Final = 1
 _PARTS: Final = ("opcodes.tsv", "rules.toml", "decode.py", "facts.py", "flow.py", "hazards.py", "stretch.py", "table.py", "chips.py", "__init__.py")
@@ -63,9 +63,18 @@ def to_json(found: Judgement) -> dict[str, Any]:
         "instructions": found.instructions,
         "undecoded": found.undecoded,
         "functions": found.functions,
-        "rules": {rule: [count.certain, count.possible] for rule, count in found.rules.items()},
-        "kernels": {name: {rule: [count.certain, count.possible] for rule, count in counts.items()} for name, counts in found.kernels.items()},
+        "rules": _pairs(found.rules),
+        "kernels": {name: _pairs(counts) for name, counts in found.kernels.items()},
     }
+
+
+def _pairs(counts: Mapping[str, Count]) -> dict[str, list[int]]:
+    return {rule: [count.certain, count.possible] for rule, count in counts.items()}
+
+
+def counts_of(pairs: Mapping[str, Any]) -> dict[str, Count]:
+    """Counts by rule from their plain values. Raises TypeError or ValueError for anything else."""
+    return {str(rule): Count(*map(int, pair)) for rule, pair in pairs.items()}
 
 
 def from_json(values: Mapping[str, Any]) -> Judgement:
@@ -73,8 +82,8 @@ def from_json(values: Mapping[str, Any]) -> Judgement:
     return Judgement(
         int(values["instructions"]),
         int(values["undecoded"]),
-        {str(rule): Count(*map(int, pair)) for rule, pair in values["rules"].items()},
-        {str(name): {str(rule): Count(*map(int, pair)) for rule, pair in counts.items()} for name, counts in values["kernels"].items()},
+        counts_of(values["rules"]),
+        {str(name): counts_of(pairs) for name, pairs in values["kernels"].items()},
         int(values["functions"]),
     )
 

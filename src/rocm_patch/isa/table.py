@@ -27,6 +27,7 @@ SPAN: Final = 1024
 WAVE: Final = 255
 """A width that follows the wave size: one register in wave32, two in wave64."""
 
+
 @dataclass(frozen=True)
 class Opcodes:
     """`known[letter]`: number of the mnemonic that the chip decodes, 0 for none. `written` and `read`: registers that a field names."""

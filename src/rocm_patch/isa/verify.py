@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rocm_patch.errors import FormatError, RocmPatchError
-from rocm_patch.images import code_object, walk, worker
+from rocm_patch.images import code_object, worker
 from rocm_patch.images.coverage import base
-from rocm_patch.images.source import Code, Source
+from rocm_patch.images.source import Source
 from rocm_patch.isa import stretches, table
 from rocm_patch.isa.llvm import Disassembler, open_library
+from rocm_patch.isa.worker import codes
 
 __all__ = ["Comparison", "blind_spots", "compare"]
 
@@ -99,9 +100,7 @@ def _answer(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return
     seen: dict[tuple[str, bytes], tuple[int, str, str]] = {}
     spots = blind_spots(loaded)
-    for member, item in walk.items(task["path"]):
-        if not isinstance(item, Code) or base(item.target) not in task["members"].get(member[: worker.NAME_LIMIT], ()):
-            continue
+    for _, item in codes(task):
         found = Comparison()
         try:
             compare(item.data, loaded, task["chip"], seen, found)

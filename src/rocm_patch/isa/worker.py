@@ -39,18 +39,22 @@ def main() -> None:
     worker.serve(sys.stdin, _answer)
 
 
+def codes(task: dict[str, Any]) -> Iterator[tuple[str, Code]]:
+    """The code that a task is about, with the name of its member: of each, what its `members` say."""
+    for full, item in walk.items(task["path"]):
+        member = full[: worker.NAME_LIMIT]
+        if isinstance(item, Code) and base(item.target) in task["members"].get(member, ()):
+            yield member, item
+
+
 def _answer(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     cache = Cache(task["cache"], write=False)
     part, parts = task["part"], task["parts"]
-    number = -1
     said: dict[str, dict[str, Any]] = {}
-    for member, item in walk.items(task["path"]):
-        if not isinstance(item, Code) or base(item.target) not in task["members"].get(member[: worker.NAME_LIMIT], ()):
-            continue
-        number += 1
+    for number, (member, item) in enumerate(codes(task)):
         if number % parts != part:
             continue
-        where = {"member": member[: worker.NAME_LIMIT], "store": item.store, "inside": item.inside[: worker.NAME_LIMIT], "target": item.target}
+        where = {"member": member, "store": item.store, "inside": item.inside[: worker.NAME_LIMIT], "target": item.target}
         try:
             content = _digest(item.data)
             if content not in said:
@@ -84,7 +88,7 @@ def _told(item: Code, wanted: str, cache: Cache, task: dict[str, Any]) -> dict[s
         "rules": values["rules"],
         "functions": found.functions,
         "undecoded": found.undecoded,
-        "unsafe": sum(any(count.certain for count in counts.values()) for counts in found.kernels.values()),
+        "unsafe": found.unsafe,
         "kernels": kernels,
     }
 

@@ -13,15 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from rocm_patch import codec
+from rocm_patch.diagnose.case import own_version
 from rocm_patch.images import coverage
 from rocm_patch.isa import Count, rules
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.model import SCHEMA, Image
 from rocm_patch.report.names import demangled, folded
-from rocm_patch.safety import Chip, Kernel, Outlook, libraries, outlook
+from rocm_patch.safety import Chip, Kernel, Outlook, libraries, outlooks
 
-_VALUES = {"gfx1030": "10.3.0", "gfx1010": "10.1.0"}
-"""Overrides that are in use, by the code that they bring."""
+_IN_USE = frozenset(("gfx1030", "gfx1010"))
+"""Chips that people make a card pass for."""
 _NAMED = 6
 """Targets named in a cell; the rest is counted."""
 _KERNELS = 40
@@ -56,19 +57,15 @@ class Verified:
 
 def document(files: Sequence[Image], chip: Chip | None, kernels: Iterable[Kernel] | None = None, verified: Verified | None = None) -> dict[str, Any]:
     """The JSON document: every file, and its library's answer for the chip if one is known; kernels and comparison where asked for."""
-    answers = {id(image): coverage.of(rows, chip.gfx, chip.generic) for rows in libraries(files).values() for image in rows} if chip else {}
-    looks = {id(image): outlook(rows, chip) for rows in libraries(files).values() for image in rows} if chip else {}
+    answers = {id(image): (coverage.of(rows, chip.gfx, chip.generic), look) for look, rows in outlooks(files, chip) for image in rows} if chip else {}
     return {
         "schema": SCHEMA,
         "for": chip.gfx if chip else None,
         "override": {"value": chip.override, "loads": chip.forced or None} if chip and chip.override else None,
         "files": [
-            {
-                **codec.encode(image),
-                "coverage": answers[id(image)].answer if chip else None,
-                "outlook": looks[id(image)].how if chip else None,
-            }
+            {**codec.encode(image), "coverage": answer.answer if answer else None, "outlook": look.how if look else None}
             for image in files
+            for answer, look in (answers.get(id(image), (None, None)),)
         ],
         **({"kernels": _kernel_rows(list(kernels))} if kernels is not None else {}),
         **({"verified": vars(verified)} if verified else {}),
@@ -77,8 +74,9 @@ def document(files: Sequence[Image], chip: Chip | None, kernels: Iterable[Kernel
 
 def show(files: Sequence[Image], chip: Chip | None, knowledge: Knowledge, out: Console, *, verbose: bool = False) -> None:
     """The table, what it means, what to do; and the reasons of what could not be read."""
-    whole = libraries(files)
-    groups = {f"{row.path}{'!' + row.inside if row.inside else ''}": (row,) for row in files} if verbose else whole
+    looks = outlooks(files, chip) if chip else ()
+    of_row = {id(row): look for look, rows in looks for row in rows}
+    groups = {row.place: (row,) for row in files} if verbose else libraries(files)
     common = os.path.commonpath([row.path for row in files]) if len({row.path for row in files}) > 1 else ""
     if common:
         out.print(Text(f"in {_plain(common)}"), soft_wrap=True)
@@ -86,32 +84,30 @@ def show(files: Sequence[Image], chip: Chip | None, knowledge: Knowledge, out: C
     for name in ("library", *([f"on {chip.gfx}"] if chip else []), "targets", "store"):
         table.add_column(name, overflow="fold")
     scope = {row.generic for row in knowledge.gpus.values() if row.scope} | {row.gfx for row in knowledge.gpus.values() if row.scope}
-    looks = {id(row): outlook(rows, chip) for rows in whole.values() for row in rows} if chip else {}
     for name, rows in groups.items():
         shown = (name.removeprefix(common).lstrip("/") if common else name) or os.path.basename(name)
         count = len({(row.path, row.inside) for row in rows})
         cells = [_plain(shown + (f" ({count} files)" if count > 1 else ""))]
         if chip:
-            cells.append(Text(*verdict(looks[id(rows[0])], rows, chip)))
+            cells.append(Text(*verdict(of_row[id(rows[0])], rows, chip)))
         cells += [_plain(_targets(rows, scope, chip)), _plain(", ".join(dict.fromkeys(row.store for row in rows)))]
         table.add_row(*cells)
     out.print(table)
     if chip:
         _explain(files, chip, out)
-        for line in _advice([(outlook(rows, chip), rows) for rows in whole.values()], chip, knowledge):
+        for line in _advice(looks, chip, knowledge):
             out.print(Text("What to do: ", style="bold") + _plain(line), soft_wrap=True)
-        if len(whole) > 1:
-            answers = Counter(outlook(rows, chip).runs for rows in whole.values())
-            unread = sum(any(row.unread for row in rows) for rows in whole.values())
+        if len(looks) > 1:
+            running = sum(look.runs for look, _ in looks)
+            unread = sum(any(row.unread for row in rows) for _, rows in looks)
             out.print(
-                f"{chip.gfx}: {answers[True]} of {len(whole)} libraries have code that it runs"
-                + (f", {unread} could not be read whole" if unread else "")
+                f"{chip.gfx}: {running} of {len(looks)} libraries have code that it runs" + (f", {unread} could not be read whole" if unread else "")
             )
     else:
         out.print("Whether a card finds its code, and whether that is safe on it: --for gfx1010")
     for row in files:
         for why in row.unread:
-            out.print(_plain(f"not read: {row.path}{'!' + row.inside if row.inside else ''}: {why}"), style="yellow", soft_wrap=True)
+            out.print(_plain(f"not read: {row.place}: {why}"), style="yellow", soft_wrap=True)
 
 
 def verdict(look: Outlook, rows: Sequence[Image], chip: Chip) -> tuple[str, str]:
@@ -164,9 +160,10 @@ def _advice(found: Sequence[tuple[Outlook, Sequence[Image]]], chip: Chip, knowle
     # The variable is for a whole process: it is sound only if every library that has but this code is.
     siblings = {look.code for look, _ in lacking if look.how == "sibling"}
     sound = {code for code in siblings if all(_clean(rows, chip) for look, rows in found if look.code == code and look.how == "sibling")}
-    for code in sorted(sound & set(_VALUES)) if len(siblings) == 1 else ():
+    for code in sorted(sound & _IN_USE) if len(siblings) == 1 else ():
         lines.append(
-            f"or set HSA_OVERRIDE_GFX_VERSION={_VALUES[code]} for programs that have {code} code only: nothing unsafe was found in it for this chip"
+            f"or set HSA_OVERRIDE_GFX_VERSION={own_version(code)} for programs that have {code} code only: "
+            "nothing unsafe was found in it for this chip"
         )
     if any(look.how == "own" and id(rows) in unsafe for look, rows in found):
         lines.append("nothing, as long as it works: what is not clean was written by hand, where no compiler looks (docs/override-safety.md)")
@@ -181,17 +178,17 @@ def _clean(rows: Sequence[Image], chip: Chip) -> bool:
 
 def show_kernels(kernels: Sequence[Kernel], out: Console, *, verbose: bool = False) -> None:
     """Kernels in which something was found, the most places first. Those of one C++ template are one row, unless `verbose`."""
-    rows = _kernel_rows(kernels)
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        where = row["inside"] or os.path.basename(row["path"])
-        groups.setdefault((row["name"] if verbose else folded(row["name"]), row["code"], where), []).append(row)
+    names = demangled([kernel.name for kernel in kernels])
+    groups: dict[tuple[str, str, str], list[Kernel]] = {}
+    for kernel in kernels:
+        name = names[kernel.name] if verbose else folded(names[kernel.name])
+        groups.setdefault((name, kernel.target, kernel.member or os.path.basename(kernel.path)), []).append(kernel)
     counted = []
     for (name, code, where), members in groups.items():
         found: dict[str, Count] = {}
-        for row in members:
-            for rule, count in row["rules"].items():
-                found[rule] = found.get(rule, Count()) + Count(count["certain"], count["possible"])
+        for kernel in members:
+            for rule, count in kernel.rules.items():
+                found[rule] = found.get(rule, Count()) + count
         counted.append((-sum(count.certain for count in found.values()), name, code, where, len(members), found))
     counted.sort(key=lambda row: row[:4])
     table = Table(box=None, pad_edge=False)

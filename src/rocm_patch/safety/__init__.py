@@ -14,11 +14,11 @@ from typing import Any, Final
 
 from rocm_patch.images import coverage, pool
 from rocm_patch.isa import Count, judges
-from rocm_patch.isa.cache import Cache
+from rocm_patch.isa.cache import Cache, counts_of
 from rocm_patch.isa.worker import seconds
 from rocm_patch.model import Image, Safety
 from rocm_patch.safety.memory import recall, remember, state
-from rocm_patch.safety.outlook import Chip, Outlook, chip_of, libraries, outlook
+from rocm_patch.safety.outlook import Chip, Outlook, chip_of, libraries, outlook, outlooks
 
 __all__ = [
     "Chip",
@@ -29,6 +29,7 @@ __all__ = [
     "judge",
     "libraries",
     "outlook",
+    "outlooks",
     "recall",
     "remember",
     "size",
@@ -134,14 +135,11 @@ def _judged(path: str, said: Mapping[str, Any]) -> Judged:
         int(said["bytes"]),
         str(said.get("why", "")),
         bool(said.get("known")),
-        {str(rule): Count(*map(int, pair)) for rule, pair in said.get("rules", {}).items()},
+        counts_of(said.get("rules", {})),
         int(said.get("functions", 0)),
         int(said.get("unsafe", 0)),
         int(said.get("undecoded", 0)),
-        tuple(
-            Kernel(path, member, target, str(name), {str(rule): Count(*map(int, pair)) for rule, pair in counts.items()})
-            for name, counts in said.get("kernels", {}).items()
-        ),
+        tuple(Kernel(path, member, target, str(name), counts_of(pairs)) for name, pairs in said.get("kernels", {}).items()),
     )
 
 
@@ -223,8 +221,8 @@ def _wanted(rows: Iterable[Image], chip: Chip) -> tuple[dict[str, dict[str, list
     rows = tuple(rows)
     members: dict[str, dict[str, list[str]]] = {}
     sizes: dict[str, int] = {}
-    for group in libraries(rows).values():
-        code = outlook(group, chip).code
+    for look, group in outlooks(rows, chip):
+        code = look.code
         if not code or not judges(code, chip.gfx):
             continue
         for row in group:

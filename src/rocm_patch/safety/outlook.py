@@ -12,7 +12,7 @@ from rocm_patch.images import coverage
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.model import Image
 
-__all__ = ["Chip", "Outlook", "chip_of", "libraries", "outlook"]
+__all__ = ["Chip", "Outlook", "chip_of", "libraries", "outlook", "outlooks"]
 
 SIBLINGS: Final = {
     "gfx101": ("gfx1010", "gfx10-1-generic", "gfx1012", "gfx1011", "gfx1030", "gfx10-3-generic"),
@@ -68,7 +68,7 @@ def libraries(files: Iterable[Image]) -> Mapping[str, tuple[Image, ...]]:
     """Rows by the library that they are parts of: a file, a folder of files by chip, or files whose names differ in the chip only."""
     found: dict[str, list[Image]] = {}
     for image in files:
-        whole = image.path + (f"!{image.inside}" if image.inside else "")
+        whole = image.place
         folder, _, name = whole.rpartition("/")
         if image.store in ("tensile", "aotriton", "miopen") and not os.path.isdir(image.path):
             whole = folder
@@ -100,3 +100,8 @@ def outlook(rows: Iterable[Image], chip: Chip) -> Outlook:
     if any(row.unread for row in rows):
         return Outlook("unread")
     return Outlook("foreign" if everything else "none")
+
+
+def outlooks(files: Iterable[Image], chip: Chip) -> tuple[tuple[Outlook, tuple[Image, ...]], ...]:
+    """What happens with each library, and its rows."""
+    return tuple((outlook(rows, chip), rows) for rows in libraries(files).values())

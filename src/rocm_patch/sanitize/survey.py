@@ -11,7 +11,7 @@ from typing import Final
 
 from rocm_patch import isa
 from rocm_patch.errors import FormatError
-from rocm_patch.images import code_object, elf
+from rocm_patch.images import code_object
 from rocm_patch.images.code_object import CodeObject
 from rocm_patch.images.coverage import base, loadable
 from rocm_patch.images.source import Source
@@ -27,7 +27,7 @@ _CHUNK: Final = 1 << 20
 """Bytes of code that are looked at together."""
 _RUNS: Final = 64
 """Executable sections and segments of a code object; compilers make one or two."""
-_LOADED, _EXECUTABLE_SEGMENT, _EXECUTABLE_SECTION = 1, 1, 4
+_LOADED, _EXECUTABLE = 1, 1
 _SEGMENT: Final = struct.Struct("<IIQQQQQQ")
 
 
@@ -158,7 +158,7 @@ def _outside(code: Source, read: CodeObject) -> int:
     starts = numpy.array([start for start, _ in functions], numpy.int64)
     ends = numpy.maximum.accumulate(numpy.array([0, *(end for _, end in functions)], numpy.int64))
     count = 0
-    for first, last in _runs(code):
+    for first, last in _runs(code, read):
         for place in range(first, last, _CHUNK):
             words = numpy.frombuffer(code.read(place, min(_CHUNK, last - place) & ~3), "<u4")
             used = place + 4 * numpy.flatnonzero(~numpy.isin(words, isa.PADDING))
@@ -166,15 +166,14 @@ def _outside(code: Source, read: CodeObject) -> int:
     return count
 
 
-def _runs(code: Source) -> Iterator[tuple[int, int]]:
+def _runs(code: Source, read: CodeObject) -> Iterator[tuple[int, int]]:
     """Where executable bytes begin and end in a code object, apart from each other: by its sections and by its segments. Raises FormatError."""
-    sections = elf.read(code).sections
-    found = {(row.offset, row.offset + row.size) for row in sections if row.flags & _EXECUTABLE_SECTION and row.type != elf.NO_BITS}
+    found = {(offset, offset + size) for offset, _, size in read.code}
     table, entry, number = (int.from_bytes(code.read(place, size), "little") for place, size in ((32, 8), (54, 2), (56, 2)))
     if number and entry != _SEGMENT.size:
         raise FormatError(f"program headers of {entry} bytes")
     for kind, flags, offset, _, _, size, _, _ in _SEGMENT.iter_unpack(code.read(table, number * entry)):
-        if kind == _LOADED and flags & _EXECUTABLE_SEGMENT:
+        if kind == _LOADED and flags & _EXECUTABLE:
             found.add((offset, offset + size))
     if len(found) > _RUNS or any(start % 4 for start, _ in found):
         raise FormatError(f"{len(found)} runs of executable code, or one that does not begin at a word")
