@@ -121,7 +121,9 @@ def _phases(problem: Problem) -> list[_Phase]:
             else:
                 rows.append((first, size, (first + p - start * d) // s, start, step, ceil_div(k - start, step)))
         each.append(rows)
-    return [_Phase(*zip(*combination, strict=True)) for combination in itertools.product(*each)]  # type: ignore[arg-type]
+    phases = [_Phase(*zip(*combination, strict=True)) for combination in itertools.product(*each)]  # type: ignore[arg-type]
+    # Blocks of phases with many taps start first, so that the short ones fill the end.
+    return sorted(phases, key=lambda phase: -math.prod(phase.count))
 
 
 def guard_gather(problem: Problem) -> str:
@@ -257,7 +259,7 @@ def _delta(problem: Problem, phases: list[_Phase]) -> Tap:
     dilation, stride = three(problem.dilation, 1), three(problem.stride, 1)
     if problem.operation == "forward":
         return dilation
-    step = phases[0].step
+    step = phases[0].step  # the same in every phase
     return (-step[0] * dilation[0] // stride[0], -step[1] * dilation[1] // stride[1], -step[2] * dilation[2] // stride[2])
 
 
@@ -277,7 +279,7 @@ class Packing:
         room = next(size for size in (32, 128, 512, 1024) if size >= problem.taps)
         fill = [0] * (room - problem.taps)
         self.fields = packed(
-            problem.filters // problem.groups, problem.channels // problem.groups, problem.taps, gemm.rows_padded, 0, int(forward), 0,
+            problem.filters // problem.groups, problem.channels // problem.groups, problem.taps, gemm.rows_padded, 0, int(forward),
             *slab, *fill, *group_stride, *fill,
         )  # fmt: skip
         defines = (("ELEMENT", runtime.ELEMENTS[problem.dtype]), ("MAX_TAPS", room))
@@ -313,7 +315,20 @@ class WeightGemm:
         self.splits = max(1, min(splits, chunks))
         self.tile, self.device, self.dtype = tile, device, dtype
         self.size = groups * filters * channels * taps
-        fields = [batch, filters, channels, taps, groups, self.splits, chunks, *in_size, groups * channels * in_pixels, in_pixels, in_stride[0], in_stride[1]]
+        fields = [
+            batch,
+            filters,
+            channels,
+            taps,
+            groups,
+            self.splits,
+            chunks,
+            *in_size,
+            groups * channels * in_pixels,
+            in_pixels,
+            in_stride[0],
+            in_stride[1],
+        ]
         fields += [groups * filters * pixels, pixels, *stride, *(-p for p in padding), *dilation]
         fields += [*divisor(pixels), *divisor(map_size[1] * map_size[2]), *divisor(map_size[2]), *divisor(channels)]
         fields += [*divisor(kernel[1] * kernel[2]), *divisor(kernel[2])]
@@ -327,18 +342,22 @@ class WeightGemm:
             self.size, self.splits, channels, taps, *divisor(1), *divisor(1), *divisor(taps * channels), *divisor(channels)
         )  # fmt: skip
 
+    def sums(self, image: int, map_: int, partial: int) -> None:
+        """The sums of each split, [split][group][filter][tap][channel], not added yet."""
+        self.kernel.launch(self.grid, self.tile.threads, pointers(image, map_, partial) + self.fields)
+
     def run(self, image: int, map_: int, result: int) -> None:
         partial = result
         if not self.direct:
             sums = torch.empty(self.splits * self.size, dtype=_real(self.dtype), device=self.device)
             partial = sums.data_ptr()
-        self.kernel.launch(self.grid, self.tile.threads, pointers(image, map_, partial) + self.fields)
+        self.sums(image, map_, partial)
         if self.reduce is not None:
             self.reduce.launch((ceil_div(self.size, 256), 1, 1), 256, pointers(partial, 0, result) + self.reduce_fields)
 
 
-def prepare_weight(problem: Problem, tile: Tile, splits: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Weight gradient: run(map, image) -> weight, all dense."""
+def prepare_weight(problem: Problem, tile: Tile, splits: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """Weight gradient: run(map, image, None) -> weight, all dense."""
     gemm = WeightGemm(
         problem.device, problem.dtype, tile, splits, batch=problem.batch, filters=problem.filters // problem.groups,
         channels=problem.channels // problem.groups, groups=problem.groups, in_size=three(problem.image, 1), map_size=three(problem.map, 1),
@@ -346,9 +365,84 @@ def prepare_weight(problem: Problem, tile: Tile, splits: int) -> Callable[[Tenso
     )  # fmt: skip
     shape, dtype, device = problem.weight_shape, problem.dtype, problem.device
 
-    def run(map_: Tensor, image: Tensor) -> Tensor:
+    def run(map_: Tensor, image: Tensor, bias: Tensor | None = None) -> Tensor:
         result = torch.empty(shape, dtype=dtype, device=device)
         gemm.run(image.data_ptr(), map_.data_ptr(), result.data_ptr())
         return result
 
     return run
+
+
+# ------------------------------------------------------------------ rows of the table
+
+
+def guard(problem: Problem) -> str:
+    """Why not, or nothing."""
+    return guard_weight(problem) if problem.operation == "weight" else guard_gather(problem)
+
+
+def variants(problem: Problem, limit: int) -> tuple[tuple[str | int, ...], ...]:
+    """(tile, splits), those that should be fastest first."""
+    if problem.dtype == torch.float64:
+        return ((DOUBLE_TILE.name, _splits(problem, DOUBLE_TILE)[0]),)
+    tiles = WEIGHT_TILES if problem.operation == "weight" else GATHER_TILES
+    found = [(_cost(problem, tile, splits), (tile.name, splits)) for tile in tiles for splits in _splits(problem, tile)]
+    fitting = [row for row in sorted(found) if row[1][1] == 1 or row[1][1] * math.prod(problem.result_shape) * 4 <= limit // 2]
+    return tuple(variant for _, variant in fitting)
+
+
+def prepare(problem: Problem, variant: tuple[str | int, ...]) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    tiles = WEIGHT_TILES if problem.operation == "weight" else GATHER_TILES
+    tile = next((tile for tile in tiles if tile.name == variant[0]), DOUBLE_TILE)
+    if problem.dtype == torch.float64:
+        tile = DOUBLE_TILE
+    return prepare_weight(problem, tile, int(variant[1])) if problem.operation == "weight" else prepare_gather(problem, tile, int(variant[1]))
+
+
+def _shape(problem: Problem) -> tuple[int, int, int, int]:
+    """(rows, columns, reduction, independent products) of the GEMM; the reduction of a strided data gradient is that of a mean phase."""
+    filters, channels = problem.filters // problem.groups, problem.channels // problem.groups
+    if problem.operation == "forward":
+        return filters, problem.batch * math.prod(problem.map), channels * problem.taps, problem.groups
+    if problem.operation == "input":
+        phases = math.prod(problem.stride)
+        columns = problem.batch * math.prod(problem.image)
+        return channels, ceil_div(columns, phases), max(1, filters * problem.taps // phases), problem.groups * phases
+    return filters, channels * problem.taps, problem.batch * math.prod(problem.map), problem.groups
+
+
+def units_of(problem: Problem) -> int:
+    """Multiprocessors or compute units of the device."""
+    if problem.device.type != "cuda":
+        return 4
+    count: int = torch.cuda.get_device_properties(problem.device).multi_processor_count
+    return count
+
+
+def _blocks(problem: Problem, tile: Tile) -> int:
+    rows, columns, _, products = _shape(problem)
+    return ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns) * products
+
+
+def _splits(problem: Problem, tile: Tile) -> tuple[int, ...]:
+    """Cuts of the reduction that fill the device about once, twice and four times; 1 where it is full already."""
+    blocks, room = _blocks(problem, tile), units_of(problem) * tile.resident
+    depth = _shape(problem)[2] // tile.step
+    most = max(1, depth // (8 if problem.operation == "weight" else 16))
+    wanted = {max(1, min(most, round(room * times / blocks))) for times in (1, 2, 4)} | {1}
+    return tuple(sorted(wanted, reverse=True)) if problem.operation == "weight" else tuple(sorted(wanted)[:3])
+
+
+_EFFICIENCY = {128 * 128: 0.80, 64 * 256: 0.78, 64 * 128: 0.72, 64 * 64: 0.60, 32 * 256: 0.60, 32 * 128: 0.55, 32 * 64: 0.45, 32 * 32: 0.35, 16 * 256: 0.40, 16 * 64: 0.25, 8 * 256: 0.25}  # fmt: skip
+"""Share of the multiply-add peak that a tile's inner loop reaches, by its sums; measured on an H200."""
+
+
+def _cost(problem: Problem, tile: Tile, splits: int) -> float:
+    """Multiply-adds of the device's time: whole rounds of blocks, and the partial sums written and read again."""
+    depth = ceil_div(ceil_div(_shape(problem)[2], splits), tile.step) * tile.step + 4 * tile.step
+    blocks, units = _blocks(problem, tile) * splits, units_of(problem)
+    rounds = blocks / (units * tile.resident)
+    rounds = max(1.0, float(math.ceil(rounds)) if rounds < 4 else rounds + 0.5)
+    full = min(1.0, blocks / units / 2)  # a unit with one block hides less
+    work = rounds * units * tile.resident * tile.rows * tile.columns * depth / _EFFICIENCY[tile.rows * tile.columns] / (0.6 + 0.4 * full)
+    return work + (splits > 1) * (splits + 1) * math.prod(problem.result_shape) * 60.0

@@ -9,6 +9,7 @@ here knows the word transposed.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +83,36 @@ class Problem:
             f"{self.operation} {dtype} n{self.batch} c{self.channels} k{self.filters} g{self.groups} i{numbers[0]} w{numbers[1]} s{numbers[2]} "
             f"p{numbers[3]} d{numbers[4]} o{numbers[5]}{' bias' if self.bias else ''}"
         )
+
+
+def parse(name: str, device: torch.device) -> Problem:
+    """The problem of a name, on a device.
+
+    Raises:
+        ValueError: it is no name of a problem.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"no name of a convolution: {name[:200]!r}")
+    operation, dtype, *texts, bias = found.groups()
+    batch, channels, filters, groups = map(int, texts[:4])
+    image, kernel, stride, padding, dilation, size = (tuple(map(int, text.split("x"))) for text in texts[4:])
+    problem = Problem(
+        operation, device, getattr(torch, dtype), batch, channels, filters, groups, image, size, kernel, stride, padding, dilation, bool(bias)
+    )  # fmt: skip
+    if len({len(part) for part in (image, size, kernel, stride, padding, dilation)}) > 1 or len(image) > 3:
+        raise ValueError(f"sizes of different dimensions: {name!r}")
+    if problem.empty or 0 in (*stride, *dilation) or not groups or channels % groups or filters % groups:
+        raise ValueError(f"no such convolution: {name!r}")
+    return problem
+
+
+_SIZE = r"(\d{1,9}(?:x\d{1,9}){0,2})"
+_NAME = re.compile(
+    rf"({'|'.join(OPERATIONS)}) ({'|'.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}) "
+    rf"n(\d{{1,9}}) c(\d{{1,9}}) k(\d{{1,9}}) g(\d{{1,9}}) i{_SIZE} w{_SIZE} s{_SIZE} p{_SIZE} d{_SIZE} o{_SIZE}( bias)?",
+    re.ASCII,
+)
 
 
 def fully(value: list[int] | tuple[int, ...], dimensions: int) -> tuple[int, ...]:

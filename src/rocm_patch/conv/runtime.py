@@ -11,6 +11,7 @@ import functools
 import glob
 import hashlib
 import os
+import re
 import struct
 import tempfile
 import threading
@@ -52,13 +53,12 @@ class Runtime(Protocol):
     def kernel(self, source: str, name: str, defines: tuple[tuple[str, int], ...]) -> Kernel: ...
 
 
+@functools.lru_cache(maxsize=None)
 def source_of(name: str) -> str:
     """Text of `name`.cu with what it needs before it."""
-    parts = ["common.h", *(["tile.h"] if name in TILED else []), f"{name}.cu"]
+    before = "tile.h" if name in ("gather", "weight") else "winograd.h" if name.startswith("winograd") else ""
+    parts = ["common.h", *([before] if before else []), f"{name}.cu"]
     return "\n".join((FOLDER / part).read_text(encoding="ascii") for part in parts)
-
-
-TILED = {"gather", "weight"}
 
 
 # ------------------------------------------------------------------ the vendor's libraries
@@ -112,7 +112,9 @@ def _mapped(stem: str) -> list[str]:
             paths = {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if line.count(" ") >= 5 and "/" in line}
     except OSError:
         return []
-    return sorted(path for path in paths if os.path.basename(path).startswith((f"{stem}.so", f"{stem}-")))
+    # Some wheels carry a hash in the name, libnvrtc-672ee683.so.11.2; libnvrtc-builtins.so is another library.
+    wanted = re.compile(rf"{stem}(-[0-9a-f]{{8}})?\.so")
+    return sorted(path for path in paths if wanted.match(os.path.basename(path)))
 
 
 def _beside(name: str) -> list[str]:
@@ -244,6 +246,16 @@ def runtime_of(device: torch.device) -> Runtime:
     return DeviceRuntime(device.index or 0)
 
 
+@functools.lru_cache(maxsize=None)
+def missing(device: torch.device) -> str:
+    """Why our kernels cannot run on a device, or nothing."""
+    try:
+        runtime_of(device)
+    except Missing as error:
+        return str(error)
+    return ""
+
+
 EXTRA: dict[str, Runtime] = {}
 """Runtimes by device type that others bring: the tests' emulator."""
 
@@ -286,7 +298,17 @@ def keep(key: str, code: bytes) -> None:
         return
 
 
-MACHS = {"gfx1010": 0x33, "gfx1011": 0x34, "gfx1012": 0x35, "gfx1030": 0x36, "gfx1031": 0x37, "gfx1032": 0x38, "gfx1034": 0x3E, "gfx1035": 0x3D, "gfx1036": 0x45}
+MACHS = {
+    "gfx1010": 0x33,
+    "gfx1011": 0x34,
+    "gfx1012": 0x35,
+    "gfx1030": 0x36,
+    "gfx1031": 0x37,
+    "gfx1032": 0x38,
+    "gfx1034": 0x3E,
+    "gfx1035": 0x3D,
+    "gfx1036": 0x45,
+}
 """EF_AMDGPU_MACH numbers, https://llvm.org/docs/AMDGPUUsage.html"""
 
 
@@ -305,5 +327,3 @@ def retargeted(code: bytes, target: str, effective: str) -> bytes:
     patched = bytearray(code.replace(target.encode(), effective.encode()))
     struct.pack_into("<I", patched, 48, flags & ~0xFF | MACHS[effective])
     return bytes(patched)
-
-

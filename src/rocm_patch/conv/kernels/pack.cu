@@ -7,7 +7,6 @@ struct Pack {
     int filters, channels, taps;  // of one group
     int rows_padded, depth_padded;
     int forward;                  // rows are filters (forward) or channels (data gradient)
-    int slab_table;               // unused taps have slab -1
     int slab[MAX_TAPS];           // in elements of the target, for group 0
     int group_stride[MAX_TAPS];   // elements between groups in the slab of this tap
 };

@@ -1,0 +1,250 @@
+"""The override of `aten::convolution` and `aten::convolution_backward`: tensors -> Problem -> cached choice -> function -> tensor.
+
+Autograd, autocast, vmap and torch.compile work above the backend keys that we override (CUDA, which is HIP too, and CPU), so nothing here knows
+of them. Double backward is made by PyTorch of forward convolutions with the vendor switched off.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import native, runtime
+from .choose import Choice, Settings, prepare
+from .problem import DTYPES, Problem, fully
+
+Tensor = torch.Tensor
+Gradients = tuple["Tensor | None", "Tensor | None", "Tensor | None"]
+Function = Callable[..., Any]
+
+calls: Counter[str] = Counter()
+fallbacks: Counter[str] = Counter()
+choices: dict[str, Choice] = {}
+"""What was chosen, by the problem's name: for `bench` and for people who want to know."""
+_forward: dict[tuple[Any, ...], Function] = {}
+_backward: dict[tuple[Any, ...], Function] = {}
+_settings = Settings()
+
+
+def configure(settings: Settings) -> None:
+    """Use these settings from the next call on; earlier choices are forgotten."""
+    global _settings
+    if settings != _settings:
+        forget()
+    _settings = settings
+
+
+def forget() -> None:
+    """Drop prepared calls, not the counts."""
+    _forward.clear()
+    _backward.clear()
+    choices.clear()
+
+
+def convolution(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int],
+    transposed: bool, output_padding: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """`aten::convolution`."""
+    key = (
+        input.shape, input.stride(), weight.shape, weight.stride(), input.dtype, weight.dtype, input.get_device(), bias is None,
+        *stride, *padding, *dilation, transposed, *output_padding, groups,
+    )  # fmt: skip
+    function = _forward.get(key)
+    if function is None:
+        function = _make_forward(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+        _forward[key] = function
+    result: Tensor = function(input, weight, bias)
+    return result
+
+
+def convolution_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, bias_sizes: list[int] | None, stride: list[int], padding: list[int],
+    dilation: list[int], transposed: bool, output_padding: list[int], groups: int, output_mask: list[bool],
+) -> Gradients:  # fmt: skip
+    """`aten::convolution_backward`."""
+    key = (
+        grad_output.shape, grad_output.stride(), input.shape, input.stride(), weight.shape, weight.stride(), input.dtype, weight.dtype, grad_output.dtype,
+        input.get_device(), *stride, *padding, *dilation, transposed, *output_padding, groups, *output_mask,
+    )  # fmt: skip
+    function = _backward.get(key)
+    if function is None:
+        arguments = (grad_output, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, output_mask)
+        function = _make_backward(*arguments)
+        _backward[key] = function
+    result: Gradients = function(grad_output, input, weight, bias_sizes)
+    return result
+
+
+# ------------------------------------------------------------------ made once for a problem
+
+
+def _unserved(*tensors: Tensor | None) -> str:
+    """Why the engine does not take this call, or nothing."""
+    first = tensors[0]
+    assert first is not None
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.layout != torch.strided:
+            return f"layout {tensor.layout}"
+        if tensor.dtype not in DTYPES:
+            return f"dtype {tensor.dtype}"
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            return "tensors of different dtypes or devices"
+        if tensor.is_neg() or tensor.is_conj():
+            return "a lazily negated or conjugated tensor"
+    return "" if 3 <= first.dim() <= 5 else f"{first.dim()} dimensions"
+
+
+def _fall_back(reason: str) -> None:
+    """Loudly once, then counted."""
+    if not fallbacks[reason]:
+        warnings.warn(f"rocm-patch: PyTorch's own convolution serves a call with {reason}", RuntimeWarning, stacklevel=4)
+    fallbacks[reason] += 1
+
+
+def _problem(
+    operation: str, image: torch.Size, map_: torch.Size, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int, bias: bool
+) -> Problem:  # fmt: skip
+    dimensions = weight.dim() - 2
+    return Problem(
+        operation, weight.device, weight.dtype, image[0], image[1], map_[1], groups, tuple(image[2:]), tuple(map_[2:]), tuple(weight.shape[2:]),
+        fully(stride, dimensions), fully(padding, dimensions), fully(dilation, dimensions), bias,
+    )  # fmt: skip
+
+
+def _choose(problem: Problem) -> Choice:
+    choice = prepare(problem, _settings)
+    reasons = list(choice.refused)
+    if problem.device.type == "cuda" and (why := runtime.missing(problem.device)):
+        reasons.append(f"no kernels of ours on this GPU: {why}")
+    for reason in reasons:
+        if not fallbacks[reason]:
+            warnings.warn(f"rocm-patch: {reason}", RuntimeWarning, stacklevel=5)
+        fallbacks[reason] += 1
+    choices[problem.name()] = choice
+    return choice
+
+
+def _format(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> torch.memory_format | None:
+    """The memory format that PyTorch promises of the result (torch.compile relies on it); None for dense in order."""
+    if input.dim() == 3:
+        return None
+    backend = torch._C._select_conv_backend(input, weight, bias, *geometry)
+    determine = getattr(torch._C, "_conv_determine_backend_memory_format", None)
+    if determine is None:
+        return None
+    promised: torch.memory_format = determine(input, weight, backend)
+    return None if promised == torch.contiguous_format else promised
+
+
+def _result_size(weight: Tensor, input: Tensor, stride: list[int], padding: list[int], dilation: list[int], transposed: bool, output_padding: list[int], groups: int) -> torch.Size:  # fmt: skip
+    """By PyTorch's own rules, errors and all, without touching data."""
+    shape = torch.ops.aten.convolution.default(
+        input.to("meta"), weight.to("meta"), None, stride, padding, dilation, transposed, output_padding, groups
+    ).shape
+    return shape
+
+
+def _make_forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int], transposed: bool,
+    output_padding: list[int], groups: int,
+) -> Function:  # fmt: skip
+    geometry = (stride, padding, dilation, transposed, output_padding, groups)
+
+    def own(reason: str) -> Function:
+        def function(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            _fall_back(reason)
+            return native.convolution(input, weight, bias, *geometry)
+
+        return function
+
+    if reason := _unserved(input, weight, bias):
+        return own(reason)
+    result = _result_size(weight, input, stride, padding, dilation, transposed, output_padding, groups)
+    operation = "input" if transposed else "forward"
+    image, map_ = (result, input.shape) if transposed else (input.shape, result)
+    problem = _problem(operation, image, map_, weight, stride, padding, dilation, groups, bias is not None)
+    if problem.empty:
+        return own("an empty tensor")
+    format_ = _format(input, weight, bias, geometry)
+    choice = _choose(problem)
+    run, name, device = choice.run, choice.name, input.get_device()
+
+    def function(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        calls[name] += 1
+        with _on(device):
+            result = run(input.contiguous(), weight.contiguous(), bias if bias is None else bias.contiguous())
+        return result if format_ is None else result.contiguous(memory_format=format_)
+
+    if device < 0 or torch.cuda.device_count() == 1:
+
+        def function(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            calls[name] += 1
+            result = run(input.contiguous(), weight.contiguous(), bias)
+            return result if format_ is None else result.contiguous(memory_format=format_)
+
+    return function
+
+
+def _on(device: int) -> Any:
+    return torch.cuda.device(device)
+
+
+def _make_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, bias_sizes: list[int] | None, stride: list[int], padding: list[int],
+    dilation: list[int], transposed: bool, output_padding: list[int], groups: int, output_mask: list[bool],
+) -> Function:  # fmt: skip
+    geometry = (stride, padding, dilation, transposed, output_padding, groups)
+    reason = _unserved(grad_output, input, weight)
+    image, map_ = (grad_output.shape, input.shape) if transposed else (input.shape, grad_output.shape)
+    if not reason:
+        problem = _problem("weight", image, map_, weight, stride, padding, dilation, groups, False)
+        reason = "an empty tensor" if problem.empty else ""
+    if reason:
+
+        def own(grad_output: Tensor, input: Tensor, weight: Tensor, bias_sizes: list[int] | None) -> Gradients:
+            _fall_back(reason)
+            return native.convolution_backward(grad_output, input, weight, bias_sizes, *geometry, output_mask)
+
+        return own
+    format_ = _format(input, weight, None, geometry)
+    data = weights = None
+    if output_mask[0]:
+        operation = "forward" if transposed else "input"
+        data = _choose(_problem(operation, image, map_, weight, stride, padding, dilation, groups, False))
+    if output_mask[1]:
+        weights = _choose(problem)
+    sums = (0, *range(2, grad_output.dim()))
+    device = input.get_device()
+    several = device >= 0 and torch.cuda.device_count() > 1
+
+    def function(grad_output: Tensor, input: Tensor, weight: Tensor, bias_sizes: list[int] | None) -> Gradients:
+        if several:
+            with _on(device):
+                return gradients(grad_output, input, weight)
+        return gradients(grad_output, input, weight)
+
+    def gradients(grad_output: Tensor, input: Tensor, weight: Tensor) -> Gradients:
+        grad_output = grad_output.contiguous()
+        grad_input = grad_weight = grad_bias = None
+        if data is not None:
+            calls[data.name] += 1
+            grad_input = data.run(grad_output, weight.contiguous(), None)
+        if weights is not None:
+            calls[weights.name] += 1
+            input = input.contiguous()
+            grad_weight = weights.run(input, grad_output, None) if transposed else weights.run(grad_output, input, None)
+        if output_mask[2]:
+            grad_bias = grad_output.sum(sums)
+        if format_ is not None:
+            grad_input = None if grad_input is None else grad_input.contiguous(memory_format=format_)
+            grad_weight = None if grad_weight is None else grad_weight.contiguous(memory_format=format_)
+        return grad_input, grad_weight, grad_bias
+
+    return function
