@@ -18,7 +18,7 @@ struct Direct {
     int kernel0, kernel1, kernel2, step0, delta0, padding0;
     int padded1, padded2;             // kernel size rounded up to whole spans
     int weight_group, weight_sink, weight_source, weight_first, weight_step;
-    int vector_in, vector_out;
+    int vector_in;
     Divisor rows, columns, depth, tiles_, groups_, padded12, padded2_;
 };
 
@@ -101,7 +101,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) direct(Direct p) {
         const element *RESTRICT image = from;
 #endif
 #if CHUNKED
+#if BACK
         for (int tap1 = 0, row_in = FROM(row, STEP1) + p.low1; tap1 < p.kernel1; tap1 += SPAN1, row_in += p.move1) {
+#else
+        int tap1 = 0, row_in = row * STEP1 + p.low1;
+        const int above = -(row_in + HEIGHT - 1);  // spans that lie before the first line are left out, and those after the last
+        if (above > 0) {
+            const int left_out = (above + SPAN1 * DELTA1 - 1) / (SPAN1 * DELTA1);
+            tap1 = left_out * SPAN1;
+            row_in += left_out * p.move1;
+        }
+        for (; tap1 < p.kernel1 && row_in < p.in1; tap1 += SPAN1, row_in += p.move1) {
+#endif
         for (int tap2 = 0, column_in = FROM(column, STEP2) + p.low2; tap2 < p.kernel2; tap2 += SPAN2, column_in += p.move2) {
         const int pitch = p.padded2;
 #else
@@ -168,17 +179,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) direct(Direct p) {
         for (int i = 0; i < ROWS; i++) {
             if (row + i >= p.out1) continue;
             element *RESTRICT line = output + (row + i) * p.out2 + column;
-            if (p.vector_out) {
+            UNROLL
+            for (int v = 0; v < WIDE; v += STORE) {
+                Store all;
                 UNROLL
-                for (int v = 0; v < WIDE; v += STORE) {
-                    Store all;
-                    UNROLL
-                    for (int c = 0; c < STORE; c++) all.at[c] = narrow(sums[f][i][v + c] + plus);
-                    if (column + v < p.out2) *(Store *)&line[v] = all;
-                }
-            } else {
-                UNROLL
-                for (int j = 0; j < WIDE; j++) if (column + j < p.out2) line[j] = narrow(sums[f][i][j] + plus);
+                for (int c = 0; c < STORE; c++) all.at[c] = narrow(sums[f][i][v + c] + plus);
+                if (column + v < p.out2) *(Store *)&line[v] = all;
             }
         }
     }

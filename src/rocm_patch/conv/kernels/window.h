@@ -7,6 +7,7 @@ struct alignas(STORE * sizeof(element)) Store { element at[STORE]; };
 
 // The window that begins at (row, column), with zeros outside the plane.
 DEVICE void read_window(real (&window)[HEIGHT][WIDTH], const element *RESTRICT plane, int row, int column, int in1, int in2, int vector) {
+#if VECTOR > 1
     if (vector) {
         Load loads[HEIGHT][WIDTH / VECTOR];
         UNROLL
@@ -26,14 +27,15 @@ DEVICE void read_window(real (&window)[HEIGHT][WIDTH], const element *RESTRICT p
             UNROLL
             for (int c = 0; c < WIDTH; c++) window[r][c] = widen(loads[r][c / VECTOR].at[c % VECTOR]);
         }
-    } else {
+        return;
+    }
+#endif
+    UNROLL
+    for (int r = 0; r < HEIGHT; r++) {
         UNROLL
-        for (int r = 0; r < HEIGHT; r++) {
-            UNROLL
-            for (int c = SHIFT; c < SHIFT + COLUMNS; c++) {
-                bool inside = (unsigned)(row + r) < (unsigned)in1 && (unsigned)(column + c) < (unsigned)in2;
-                window[r][c] = widen(inside ? plane[(row + r) * in2 + column + c] : narrow(0));
-            }
+        for (int c = SHIFT; c < SHIFT + COLUMNS; c++) {
+            bool inside = (unsigned)(row + r) < (unsigned)in1 && (unsigned)(column + c) < (unsigned)in2;
+            window[r][c] = widen(inside ? plane[(row + r) * in2 + column + c] : narrow(0));
         }
     }
 }
