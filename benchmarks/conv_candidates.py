@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from rocm_patch.conv import choose, problem as problems
+from rocm_patch.conv import choose
+from rocm_patch.conv import problem as problems
 from rocm_patch.conv.bench import Timer
 from rocm_patch.conv.suites import SUITES, Layer
 
@@ -28,24 +29,8 @@ def problems_of(layer: Layer, dtype: torch.dtype, device: torch.device) -> list[
     found = []
     for operation in problems.OPERATIONS:
         bias = layer.bias and operation == ("input" if layer.transposed else "forward")
-        found.append(
-            problems.Problem(
-                operation,
-                device,
-                dtype,
-                image[0],
-                image[1],
-                map_[1],
-                layer.groups,
-                tuple(image[2:]),
-                tuple(map_[2:]),
-                tuple(layer.kernel),
-                tuple(layer.stride),
-                tuple(layer.padding),
-                tuple(layer.dilation),
-                bias,
-            )  # fmt: skip
-        )
+        sizes = (tuple(image[2:]), tuple(map_[2:]), tuple(layer.kernel), tuple(layer.stride), tuple(layer.padding), tuple(layer.dilation))
+        found.append(problems.Problem(operation, device, dtype, image[0], image[1], map_[1], layer.groups, *sizes, bias))
     return found
 
 
@@ -151,12 +136,9 @@ def report(rows, seconds) -> None:
         own = {row["algorithm"]: row for row in sorted(good, key=lambda row: -row["us"])}
         others = " ".join(f"{key}={row['us']:.0f}({'/'.join(map(str, row['variant']))})" for key, row in own.items())
         rate = vendor["work"] * 2 / best["us"] / 1e6
-        lines.append(
-            (
-                best["us"] / vendor["us"],
-                f"{best['us'] / vendor['us']:.2f} vendor={vendor['us']:.0f} best={rate:.1f}TF guess={guess['us'] / best['us']:.2f} {others} | {vendor['layer']} {name}",
-            )
-        )
+        share = best["us"] / vendor["us"]
+        head = f"{share:.2f} vendor={vendor['us']:.0f} best={rate:.1f}TF guess={guess['us'] / best['us']:.2f}"
+        lines.append((share, f"{head} {others} | {vendor['layer']} {name}"))
     for _, line in sorted(lines, key=lambda pair: pair[0]):
         print(line)
     for operation, values in ratios.items():

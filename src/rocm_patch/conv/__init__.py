@@ -37,6 +37,7 @@ def enable(devices: tuple[str, ...] = ("cuda", "cpu"), *, blas: bool = True, wor
     convolution then runs on PyTorch's own kernels. `disable` restores the switch.
 
     Args:
+        devices: device types, "cuda" and "cpu".
         blas: whether matrix products of the BLAS that torch brings may be used (rocBLAS, cuBLAS).
         workspace: bytes of memory beside inputs and outputs, 256 MiB by default (ROCM_PATCH_CONV_WORKSPACE in MiB).
         tuned: whether choices that were measured on this stack are used.

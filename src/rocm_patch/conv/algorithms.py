@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from . import gemm, im2col, implicit, linear, native, scatter, winograd
 from .problem import Problem
 
-Tensor = torch.Tensor
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """forward: (image, weight, bias) -> map. input: (map, weight, bias) -> image. weight: (map, image, None) -> weight. All dense."""
 Variant = tuple[str | int, ...]

@@ -5,13 +5,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-import torch
-
 from . import estimate, runtime, store
 from .algorithms import ALGORITHMS, BY_NAME, Algorithm, Run, Variant
 from .problem import Problem
-
-Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def prepare(problem: Problem, settings: Settings) -> Choice:
         try:
             with _PREPARING:
                 run = algorithm.prepare(problem, variant, settings.workspace)
-        except (runtime.Missing, runtime.Failed) as error:
+        except (runtime.UnavailableError, runtime.KernelError) as error:
             refused.append(f"{algorithm.name}: {error}")
             continue
         return Choice(algorithm.name, variant, run, tuple(refused))

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import native, runtime
 from .choose import Choice, Settings, prepare
 from .problem import DTYPES, Problem, fully
 
-Tensor = torch.Tensor
 Gradients = tuple["Tensor | None", "Tensor | None", "Tensor | None"]
 Function = Callable[..., Any]
 
@@ -68,8 +68,8 @@ def convolution_backward(
 ) -> Gradients:  # fmt: skip
     """`aten::convolution_backward`."""
     key = (
-        grad_output.shape, grad_output.stride(), input.shape, input.stride(), weight.shape, weight.stride(), input.dtype, weight.dtype, grad_output.dtype,
-        input.get_device(), *stride, *padding, *dilation, transposed, *output_padding, groups, *output_mask,
+        grad_output.shape, grad_output.stride(), input.shape, input.stride(), weight.shape, weight.stride(),
+        input.dtype, weight.dtype, grad_output.dtype, input.get_device(), *stride, *padding, *dilation, transposed, *output_padding, groups, *output_mask,
     )  # fmt: skip
     function = _backward.get(key)
     if function is None:
@@ -109,7 +109,8 @@ def _fall_back(reason: str) -> None:
 
 
 def _problem(
-    operation: str, image: torch.Size, map_: torch.Size, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int, bias: bool
+    operation: str, image: torch.Size, map_: torch.Size, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int],
+    groups: int, bias: bool,
 ) -> Problem:  # fmt: skip
     dimensions = weight.dim() - 2
     return Problem(
@@ -143,12 +144,10 @@ def _format(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[
     return None if promised == torch.contiguous_format else promised
 
 
-def _result_size(weight: Tensor, input: Tensor, stride: list[int], padding: list[int], dilation: list[int], transposed: bool, output_padding: list[int], groups: int) -> torch.Size:  # fmt: skip
+def _result_shape(input: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> torch.Size:
     """By PyTorch's own rules, errors and all, without touching data."""
-    shape = torch.ops.aten.convolution.default(
-        input.to("meta"), weight.to("meta"), None, stride, padding, dilation, transposed, output_padding, groups
-    ).shape
-    return shape
+    result: torch.Size = torch.ops.aten.convolution.default(input.to("meta"), weight.to("meta"), None, *geometry).shape
+    return result
 
 
 def _make_forward(
@@ -166,7 +165,7 @@ def _make_forward(
 
     if reason := _unserved(input, weight, bias):
         return own(reason)
-    result = _result_size(weight, input, stride, padding, dilation, transposed, output_padding, groups)
+    result = _result_shape(input, weight, geometry)
     operation = "input" if transposed else "forward"
     image, map_ = (result, input.shape) if transposed else (input.shape, result)
     problem = _problem(operation, image, map_, weight, stride, padding, dilation, groups, bias is not None)

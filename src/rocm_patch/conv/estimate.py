@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -16,7 +17,7 @@ from .problem import Problem
 Variant = tuple[str | int, ...]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def chip(device: torch.device) -> tuple[float, float]:
     """(multiply-adds, bytes) per microsecond."""
     if device.type != "cuda":
@@ -63,7 +64,7 @@ def _scatter(problem: Problem, work: float, moved: float) -> float:
     return max(work / (0.65 * min(1.0, (rows + 8) / 72)), moved) + columns + 12
 
 
-_MODELS = {
+_MODELS: dict[str, Callable[[Problem, Variant, float, float], float]] = {
     "pointwise": _pointwise,
     "implicit": _implicit,
     "linear": lambda problem, variant, work, moved: moved + 3,

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from .problem import Problem
 
-Tensor = torch.Tensor
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 

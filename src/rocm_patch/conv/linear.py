@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from .problem import Problem
 
-Tensor = torch.Tensor
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 

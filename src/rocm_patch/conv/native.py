@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import im2col
 from .problem import Problem
 
-Tensor = torch.Tensor
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 # `aten::convolution` has one kernel for all backends ("CompositeExplicitAutograd"); our override replaces it for CUDA and CPU alone. Asked
@@ -37,8 +37,8 @@ def convolution(*arguments: Any) -> Tensor:
         return result
     # _convolution is not overridden, and takes its switches as arguments: benchmark, deterministic, cudnn_enabled, allow_tf32.
     flags = torch.backends.cudnn
-    result = torch.ops.aten._convolution(*arguments, flags.benchmark, flags.deterministic, flags.enabled, flags.allow_tf32)
-    return result
+    second: Tensor = torch.ops.aten._convolution(*arguments, flags.benchmark, flags.deterministic, flags.enabled, flags.allow_tf32)
+    return second
 
 
 def can_do_backward() -> bool:

@@ -121,16 +121,9 @@ def fully(value: list[int] | tuple[int, ...], dimensions: int) -> tuple[int, ...
     return values * dimensions if len(values) == 1 else values
 
 
-def map_size(image: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:  # fmt: skip
+Sizes = tuple[int, ...]
+
+
+def map_size(image: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> Sizes:
     """Spatial size of the map of a convolution that is not transposed."""
-    return tuple(
-        (i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in zip(image, kernel, stride, padding, dilation, strict=True)
-    )  # fmt: skip
-
-
-def image_size(size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], output_padding: tuple[int, ...]) -> tuple[int, ...]:  # fmt: skip
-    """Spatial size of the result of a transposed convolution of a map of this size."""
-    return tuple(
-        (o - 1) * s - 2 * p + d * (k - 1) + extra + 1
-        for o, k, s, p, d, extra in zip(size, kernel, stride, padding, dilation, output_padding, strict=True)
-    )
+    return tuple((i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in zip(image, kernel, stride, padding, dilation, strict=True))

@@ -1,7 +1,7 @@
 """Compile kernels at run time, keep what was compiled, launch: NVRTC and the CUDA driver, or hipRTC and HIP, by ctypes.
 
 PyTorch's own `torch.cuda._compile_kernel` exists only in new versions and on CUDA, so the few calls are made here. Whatever is missing
-(no compiler library in this wheel, say) is a `Missing` with the reason, and the engine uses algorithms that need no kernel of ours.
+(no compiler library in this wheel, say) is a `UnavailableError` with the reason, and the engine uses algorithms that need no kernel of ours.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64
 """The value of the macro ELEMENT for each dtype."""
 
 
-class Missing(RuntimeError):
-    """This machine cannot compile or launch our kernels; the message says why."""
+class UnavailableError(RuntimeError):
+    """Our kernels cannot be compiled or launched on this machine; the message says why."""
 
 
-class Failed(RuntimeError):
+class KernelError(RuntimeError):
     """A kernel did not compile or could not be launched."""
 
 
@@ -53,7 +53,7 @@ class Runtime(Protocol):
     def kernel(self, source: str, name: str, defines: tuple[tuple[str, int], ...]) -> Kernel: ...
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def source_of(name: str) -> str:
     """Text of `name`.cu with what it needs before it."""
     before = "tile.h" if name in ("gather", "weight") else "winograd.h" if name.startswith("winograd") else ""
@@ -84,8 +84,9 @@ CUDA = Vendor(
     "cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel", "nvrtcGetCUBIN", "nvrtcGetCUBINSize",
 )  # fmt: skip
 HIP = Vendor(
-    "hip", ("libhiprtc.so", "libhiprtc.so.7", "libhiprtc.so.6", "libhiprtc.so.5"), ("libamdhip64.so", "libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5"),
-    "hiprtc", "hipModuleLoadData", "hipModuleGetFunction", "hipModuleLaunchKernel", "hiprtcGetCode", "hiprtcGetCodeSize",
+    "hip", ("libhiprtc.so", "libhiprtc.so.7", "libhiprtc.so.6", "libhiprtc.so.5"),
+    ("libamdhip64.so", "libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5"), "hiprtc",
+    "hipModuleLoadData", "hipModuleGetFunction", "hipModuleLaunchKernel", "hiprtcGetCode", "hiprtcGetCodeSize",
 )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def _library(names: Iterable[str], *, hold: bool) -> ctypes.CDLL:
                 return kind(path)
             except OSError as error:
                 tried.append(str(error))
-    raise Missing(f"none of {', '.join(names)} can be loaded: {tried[-1] if tried else 'not found'}")
+    raise UnavailableError(f"none of {', '.join(names)} can be loaded: {tried[-1] if tried else 'not found'}")
 
 
 def _mapped(stem: str) -> list[str]:
@@ -142,7 +143,7 @@ class _Compiled:
             ctypes.byref(ctypes.c_char_p(arguments)), None,
         )  # fmt: skip
         if code:
-            raise Failed(f"the launch was refused with error {code}")
+            raise KernelError(f"the launch was refused with error {code}")
 
 
 class DeviceRuntime:
@@ -190,7 +191,7 @@ class DeviceRuntime:
         function = getattr(self._compiler, name if name.startswith(self.vendor.compiler_prefix) else f"{self.vendor.compiler_prefix}{name}")
         code = function(*arguments)
         if code:
-            raise Failed(f"{function.__name__} answered {code}")
+            raise KernelError(f"{function.__name__} answered {code}")
 
     def _compile(self, source: str, options: list[str]) -> bytes:
         program = ctypes.c_void_p()
@@ -199,8 +200,8 @@ class DeviceRuntime:
             array = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
             try:
                 self._call("CompileProgram", program, len(options), array)
-            except Failed as error:
-                raise Failed(f"{error}: {self._log(program)}") from error
+            except KernelError as error:
+                raise KernelError(f"{error}: {self._log(program)}") from error
             size = ctypes.c_size_t()
             self._call(self.vendor.code_size, program, ctypes.byref(size))
             code = ctypes.create_string_buffer(size.value)
@@ -219,39 +220,39 @@ class DeviceRuntime:
     def _load(self, code: bytes, name: str) -> _Compiled:
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         with torch.cuda.device(self.device):
-            torch.cuda.current_stream()  # makes the context
+            torch.cuda.current_stream()  # type: ignore[no-untyped-call, unused-ignore] # makes the context
             for what, status in (
                 (self.vendor.load, lambda: getattr(self._driver, self.vendor.load)(ctypes.byref(module), code)),
                 (self.vendor.function, lambda: getattr(self._driver, self.vendor.function)(ctypes.byref(function), module, name.encode())),
             ):
                 if error := status():
-                    raise Failed(f"{what} answered {error} for {name} on {self.target}")
+                    raise KernelError(f"{what} answered {error} for {name} on {self.target}")
         launch = getattr(self._driver, self.vendor.launch)
         launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
         launch.restype = ctypes.c_int
         return _Compiled(module, function, launch, self.device)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def runtime_of(device: torch.device) -> Runtime:
     """The runtime of a device.
 
     Raises:
-        Missing: there is none.
+        UnavailableError: there is none.
     """
     if device.type in EXTRA:
         return EXTRA[device.type]
     if device.type != "cuda":
-        raise Missing(f"kernels run on GPUs, not on {device.type}")
+        raise UnavailableError(f"kernels run on GPUs, not on {device.type}")
     return DeviceRuntime(device.index or 0)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def missing(device: torch.device) -> str:
     """Why our kernels cannot run on a device, or nothing."""
     try:
         runtime_of(device)
-    except Missing as error:
+    except UnavailableError as error:
         return str(error)
     return ""
 
@@ -319,10 +320,10 @@ def retargeted(code: bytes, target: str, effective: str) -> bytes:
     with its hazards avoided. Both must be of the gfx10 family (same kernel descriptor). Not run on an AMD GPU yet.
 
     Raises:
-        Failed: not an ELF file, or targets whose names differ in length.
+        KernelError: not an ELF file, or targets whose names differ in length.
     """
     if code[:4] != b"\x7fELF" or len(target) != len(effective) or target not in MACHS or effective not in MACHS:
-        raise Failed(f"code for {target} cannot stand in for {effective}")
+        raise KernelError(f"code for {target} cannot stand in for {effective}")
     flags = struct.unpack_from("<I", code, 48)[0]
     patched = bytearray(code.replace(target.encode(), effective.encode()))
     struct.pack_into("<I", patched, 48, flags & ~0xFF | MACHS[effective])

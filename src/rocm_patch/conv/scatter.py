@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from . import runtime
 from .implicit import GATHER_TILES, GatherGemm, _Phase, three
 from .launch import ceil_div, divisor, packed, pointers
 from .problem import Problem
 
-Tensor = torch.Tensor
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 PIECES = (24, 96, 248)
 """MiB of columns at a time: what a last cache holds, and what the workspace allows."""

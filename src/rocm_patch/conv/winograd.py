@@ -13,13 +13,13 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from . import runtime
 from .implicit import GATHER_TILES, WEIGHT_TILES, GatherGemm, Tile, WeightGemm, _Phase, units_of
 from .launch import ceil_div, divisor, packed, pointers
 from .problem import Problem
 
-Tensor = torch.Tensor
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 PIECES = (16, 64, 224)
 """Workspace of a piece, MiB."""
