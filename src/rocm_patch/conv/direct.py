@@ -27,8 +27,8 @@ WINDOW = 112
 """Elements of the window that a thread may hold."""
 WEIGHT_SUMS = 80
 """Sums that a thread of the weight gradient may hold."""
-BLOCKS = 2048
-"""Blocks of a weight gradient that splits aim at: a large chip filled, a small one not drowned in partial sums."""
+THREADS = 76800
+"""Threads of a weight gradient that splits aim at: not more than a large chip holds at once, since a part of a second round costs a whole one."""
 
 
 @functools.cache
@@ -148,7 +148,7 @@ def _prepare_weight(problem: Problem, variant: Variant) -> Run:
 def _splits(problem: Problem, shape: Shape, window: Window, variant: Variant) -> int:
     items = problem.batch * shape.result[0] * ceil_div(shape.result[1], variant.rows) * ceil_div(shape.result[2], variant.wide)
     blocks = shape.sources * shape.kernel[0] * window.one.spans * window.two.spans * problem.groups * ceil_div(shape.sinks, variant.filters)
-    return min(variant.splits, items) or max(1, min(ceil_div(BLOCKS, blocks), items // (variant.threads * 4), 256))
+    return min(variant.splits, items) or max(1, min(THREADS // variant.threads // blocks, items // variant.threads, 256))
 
 
 def workspace(problem: Problem, variant: tuple[int, ...]) -> int:
@@ -175,32 +175,37 @@ def variants(problem: Problem) -> tuple[Variant, ...]:
 
 
 def _guesses(problem: Problem, shape: Shape) -> list[Variant]:
-    """Measured on one large GPU, best first; spans are those of the whole kernel."""
-    spans = shape.kernel[1:]
-    lines_fit = shape.result[2] % 4 == 0
-    long = shape.kernel[2] > 8  # neighbours share most of what they read
-    strided = shape.step[2] > 1
-    tall = min(shape.result[1], 7)
-    if problem.operation == "weight":
+    """Best first, as measured on one large GPU (float32); spans are those of the whole kernel."""
+    spans, width = shape.kernel[1:], shape.result[2]
+    weight, strided, tall = problem.operation == "weight", shape.step[2] > 1, min(shape.result[1], 7)
+    sizes = (128, 256)
+    if weight:
         filters = [1] if shape.sinks == 1 else [2] if shape.sinks < 4 else [4, 8] if shape.sinks >= 8 else [4]
-        sizes = (128, 256, 64)
+        # Few blocks of the map to a thread, and the sums of the threads cost more than the rest.
+        sizes = (64, 32, 128) if problem.batch * math.prod(shape.result) < 2**12 and shape.sinks > 1 else (128, 256, 64)
     else:
         filters = [shape.sinks] if shape.sinks < 3 else [4] if shape.sinks <= 4 else [8, 4]
-        sizes = (128, 256)
-    if long:
-        blocks = [(1, 8), (1, 4), (2, 4)] if problem.operation == "weight" or shape.result[1] == 1 else [(1, 4), (2, 4), (1, 8)]
-    elif shape.kernel[2] == 1 and not lines_fit:
-        blocks, sizes = [(1, 2), (1, 1), (2, 1)], (256, 128)
+    if shape.kernel[2] > 8:  # neighbours share most of what they read
+        blocks = [(1, 8), (1, 4), (2, 4)] if weight or shape.result[1] == 1 else [(1, 4), (2, 4), (1, 8)]
+    elif shape.kernel[2] == 1 and width % 4:
+        blocks = [(1, 2), (1, 1), (2, 1)]
     elif shape.result[1] == 1:
         blocks = [(1, 4), (1, 8), (1, 2)]
     elif shape.back and strided:
         blocks = [(2, 4), (4, 4), (2, 8), (2, 2), (4, 2), (8, 2)]
-    elif not lines_fit:
-        blocks = [(1, 4), (2, 4), (tall, 1), (4, 1), (2, 2), (1, 8), (tall, 2)]
-    elif strided:
-        blocks = [(2, 4), (1, 4), (2, 2)] if problem.operation == "weight" or max(spans) > 5 else [(1, 4), (2, 4), (2, 2)]
-    else:
-        blocks = [(4, 4), (2, 4), (1, 4), (1, 8)] if problem.operation == "weight" or filters[0] == 1 else [(2, 4), (1, 8), (1, 4), (4, 4)]
+    elif width % 4 == 0:
+        if strided:
+            blocks = [(2, 4), (1, 4), (2, 2)] if weight or max(spans) > 5 else [(1, 4), (2, 4), (2, 2)]
+        else:
+            blocks = [(4, 4), (2, 4), (1, 8), (1, 4)] if weight or filters[0] < 4 else [(2, 4), (1, 8), (1, 4), (4, 4)]
+    elif strided and max(spans) < 5:
+        blocks = [(2, 2), (1, 4), (1, 8), (4, 1), (tall, 1)] if weight else [(1, 4), (2, 2), (tall, 1), (2, 4), (1, 8)]
+    elif filters[0] >= 4 and not weight:
+        blocks = [(2, 2), (tall, 1), (1, 4), (2, 4), (1, 8)] if width % 2 else [(1, 4), (2, 2), (tall, 1), (2, 4), (1, 8)]
+    elif max(spans) < 5 and (width % 2 == 0 or not weight):
+        blocks = [(1, 8), (2, 4), (2, 2), (tall, 1), (tall, 2), (1, 4)]
+    else:  # columns: what neighbours read lies side by side
+        blocks = [(tall, 2), (tall, 1), (1, 8), (2, 2), (2, 4), (4, 1)] if width % 2 == 0 else [(tall, 1), (1, 8), (tall, 2), (4, 1), (2, 2), (1, 4)]
     return [Variant(rows, wide, each, *spans, threads) for each in filters for threads in sizes for rows, wide in blocks]
 
 
