@@ -13,7 +13,7 @@ from rocm_patch.diagnose.case import Case
 from rocm_patch.errors import RefusedError, UsageError
 from rocm_patch.images import installed
 from rocm_patch.machine import pythons
-from rocm_patch.model import Known
+from rocm_patch.model import Known, Trial, Trials
 from rocm_patch.root import Root
 
 TABLES = knowledge.load()
@@ -130,3 +130,83 @@ def test_run_hides_the_integrated_gpu_unless_a_mask_is_set():
     case = load("rx6800xt-raphael-igpu")
     assert launch.prepare(case, {}).environment["ROCR_VISIBLE_DEVICES"] == "0"
     assert "ROCR_VISIBLE_DEVICES" not in launch.prepare(case, {"HIP_VISIBLE_DEVICES": "1"}).environment
+
+
+# ------------------------------------------------------------------ the hook in an environment
+
+
+def _torch_in(case, *sites, label="venv: ai"):
+    torches = tuple(replace(case.machine.torches[0], site=site, label=label) for site in sites)
+    return Case(replace(case.machine, torches=torches), case.images, case.trials, TABLES)
+
+
+SITE = "/home/u/{}/lib/python3.12/site-packages"
+
+
+def test_a_hook_goes_into_the_environment_of_the_torch():
+    (step,) = steps(_torch_in(load("rx5700xt-native"), SITE.format("ai")), remedies=("miopen-off",))
+    assert (step.remedy, step.scope, dict(step.parameters)) == ("miopen-off", "user", {"venv": ("/home/u/ai",), "door": ("miopen_off",)})
+
+
+def test_of_several_environments_the_user_names_one():
+    case = _torch_in(load("rx5700xt-native"), SITE.format("one"), SITE.format("two"))
+    with pytest.raises(UsageError) as caught:
+        steps(case, remedies=("miopen-off",))
+    assert "/home/u/one, /home/u/two" in caught.value.hint
+    (step,) = steps(case, remedies=("miopen-off",), values={"venv": "/home/u/three"})
+    assert step.parameters["venv"] == ("/home/u/three",)
+
+
+@pytest.mark.parametrize(
+    ("site", "label"),
+    [
+        ("/usr/lib/python3/dist-packages", "system Python"),
+        ("/usr/local/lib/python3.12/site-packages", "this interpreter"),
+        ("/home/u/miniconda3/lib/python3.12/site-packages", "conda: base"),
+        ("/home/u/.local/lib/python3.12/site-packages", "user site"),
+    ],
+)
+def test_packaged_pythons_get_no_hook(site, label):
+    with pytest.raises(RefusedError) as caught:
+        steps(_torch_in(load("rx5700xt-native"), site, label=label), remedies=("miopen-off",))
+    assert "--set venv=" in caught.value.hint
+
+
+def test_the_engine_is_untested_on_these_cards_and_planned_only_by_those_who_say_so():
+    case = _torch_in(load("rx5700xt-native"), SITE.format("ai"))
+    with pytest.raises(RefusedError) as caught:
+        steps(case, remedies=("conv-engine",))
+    assert "untested on gfx1010" in caught.value.what
+    assert "--untested" in caught.value.hint
+    (step,) = steps(case, remedies=("conv-engine",), untested=True)
+    assert step.parameters["door"] == ("engine",)
+    with pytest.raises(RefusedError):  # what was refuted stays refused
+        steps(case, remedies=("set-override",), values={"value": "10.3.0"}, untested=True)
+
+
+def test_no_finding_advises_the_engine_before_a_card_has_run_it():
+    for name in ("rx5700xt-native", "rx5600xt-ubuntu2404-mission", "rx6700xt-pytorch-org"):
+        case = load(name)
+        found = diagnose(case.machine, case.images, TABLES)
+        assert not [item for finding in found.findings for item in finding.remedies if item.id == "conv-engine"]
+
+
+def _with_a_crash(case):
+    trials = tuple(
+        Trial("conv-64", word, "float32", verdict, 1.0, "", {}, {}) for word, verdict in (("miopen", "crash"), ("miopen-off", "passed"))
+    )  # fmt: skip
+    return Case(case.machine, case.images, Trials("hip", "x", "x", trials), TABLES)
+
+
+def _fixed(case):
+    return planner.steps(case, diagnose(case.machine, case.images, TABLES, case.trials), planner.Choices(pythons=PYTHONS))
+
+
+def test_fix_switches_miopen_off_where_a_probe_proved_it():
+    (step,) = _fixed(_with_a_crash(_torch_in(load("rx5700xt-native"), SITE.format("ai"), SITE.format("b"))))
+    assert (step.remedy, step.parameters["venv"]) == ("miopen-off", ("/home/u/ai",))
+    assert _fixed(_with_a_crash(_torch_in(load("rx5700xt-native"), "/usr/lib/python3/dist-packages", label="system Python"))) == ()
+
+
+def test_a_torch_that_is_about_to_be_replaced_gets_no_hook():
+    assert "miopen-off" not in [step.remedy for step in _fixed(_with_a_crash(load("rx5600xt-ubuntu2404-mission")))]

@@ -39,6 +39,11 @@ def test_the_wheel_carries_tables_types_and_licence_and_nothing_else(wheel):
     for needed in ("rocm_patch/knowledge/gpus.toml", "rocm_patch/py.typed", "rocm_patch/probe/child.py", "rocm_patch/probe/probes.toml"):
         assert needed in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    # What the autoload change copies into other environments, and the entry point that torch calls in this one.
+    assert {"rocm_patch/autoload.py", "rocm_patch/conv/__init__.py"} <= set(names)
+    assert any(name.startswith("rocm_patch/conv/kernels/") for name in names)
+    (entry_points,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
+    assert "[torch.backends]\nrocm_patch = rocm_patch.autoload:load\n" in zipfile.ZipFile(wheel).read(entry_points).decode() + "\n"
 
 
 @pytest.mark.slow

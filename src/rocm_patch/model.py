@@ -376,7 +376,7 @@ class RemedyRow:
 
     id: str
     remedy: str
-    kind: Literal["environment", "venv", "run", "manual"]
+    kind: Literal["environment", "venv", "autoload", "run", "manual"]
     level: Literal["passive", "interactive", "disruptive"]
     scope: Scope
     title: str

@@ -6,15 +6,24 @@ what the problems ask for and takes settings out that do nothing; whatever else 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from rocm_patch.diagnose.case import OVERRIDE, Case, own_version
 from rocm_patch.diagnose.folklore import effect_of, to_drop
 from rocm_patch.diagnose.stack import DROP_IN, legitimate_value
 from rocm_patch.errors import RefusedError, UsageError
 from rocm_patch.knowledge.conditions import in_range, in_scope, parse_version, recommended, status
-from rocm_patch.model import Diagnosis, Scope, Setting, Step, WheelRow
+from rocm_patch.model import Diagnosis, Scope, Setting, Step, TorchInstall, WheelRow
+
+CHANGING: Final = ("venv", "environment", "autoload")
+"""Kinds of remedies that a plan can hold."""
+_DOORS: Final = {"conv-engine": "engine", "miopen-off": "miopen_off"}
+_SITE: Final = re.compile(r"(?P<venv>/.+)/lib/python3\.\d+t?/site-packages")
+_NO_VENV: Final = ("conda", "pyenv", "user site", "system Python")
+"""Labels of torches that do not lie in a virtual environment."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,8 @@ class Choices:
     pythons: tuple[tuple[str, str], ...] = ()
     """Interpreters to build an environment with, as (path, version), best first."""
     name: str = ""
+    untested: bool = False
+    """Named remedies may be planned that nobody has seen work on such a card; refuted ones stay refused."""
 
 
 def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...]:
@@ -42,8 +53,10 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
             raise UsageError(f"there is no remedy {id_!r}", "known: " + ", ".join(sorted(case.knowledge.remedies)))
         if choices.remedies:
             evidence = in_scope(case.knowledge.evidence, id_, case.context())
-            if not recommended(evidence):
-                raise RefusedError(f"{id_}: {status(evidence)} on {case.gfx or 'this machine'}", "; ".join(item.note for item in evidence[:2]))
+            known = status(evidence)
+            if not recommended(evidence) and not (choices.untested and known == "untested"):
+                notes = [item.note for item in evidence[:2]] + ["to try it all the same: --untested"] * (known == "untested" and row.kind != "manual")
+                raise RefusedError(f"{id_}: {known} on {case.gfx or 'this machine'}", "; ".join(notes))
         if row.kind == "manual":
             if choices.remedies:
                 raise UsageError(f"{id_} is done by hand: {row.title}", row.text)
@@ -52,6 +65,8 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
             made.append(_venv(case, id_, choices))
         elif row.kind == "environment":
             made.extend(_environment(case, id_, choices.values or {}))
+        elif row.kind == "autoload":
+            made.extend(_autoload(case, id_, (choices.values or {}).get("venv", ""), bool(choices.remedies)))
     return tuple(sorted(_merged(made), key=lambda step: (step.scope == "system", step.remedy)))
 
 
@@ -62,11 +77,13 @@ def _wanted(case: Case, diagnosis: Diagnosis) -> tuple[str, ...]:
         missing = finding.cause == "wrong_torch_wheel" and not case.machine.torches
         if finding.severity != "problem" and not drops and not missing:
             continue
-        changes = [advice.id for advice in finding.remedies if case.knowledge.remedies[advice.id].kind in ("venv", "environment")]
+        changes = [advice.id for advice in finding.remedies if case.knowledge.remedies[advice.id].kind in CHANGING]
         # The first that changes something; the removal of what harms comes with it, alternatives do not.
         ids += changes[:1] + [id_ for id_ in changes[1:] if id_.startswith("drop-")]
     if "native-wheel" in ids and "rocm-wheel" in ids:
         ids = [id_ for id_ in ids if id_ != "rocm-wheel"]
+    if {"native-wheel", "rocm-wheel"} & set(ids):  # the torch that a hook would go into is about to be replaced
+        ids = [id_ for id_ in ids if case.knowledge.remedies[id_].kind != "autoload"]
     return tuple(dict.fromkeys(ids))
 
 
@@ -124,6 +141,27 @@ def _merged(made: Iterable[Step]) -> list[Step]:
         for key, values in step.parameters.items():
             parameters[key] = tuple(dict.fromkeys(parameters.get(key, ()) + tuple(values)))
     return [Step(remedy, _scope(scope), parameters) for (remedy, scope), parameters in merged.items()]
+
+
+# ------------------------------------------------------------------ the engine's hook
+
+
+def _autoload(case: Case, id_: str, venv: str, named: bool) -> list[Step]:
+    found = list(dict.fromkeys(path for torch in case.rocm_torches if (path := _venv_of(torch))))
+    if not venv and named:
+        if not found:
+            raise RefusedError("no virtual environment with a ROCm build of torch was found", "name one: --set venv=FOLDER")
+        if len(found) > 1:
+            raise UsageError(f"{id_}: in which environment?", "name one: --set venv=FOLDER, of " + ", ".join(found))
+    venv = venv or next(iter(found), "")  # the first is the one that was probed
+    return [Step(id_, "user", {"venv": (venv,), "door": (_DOORS[id_],)})] if venv else []
+
+
+def _venv_of(torch: TorchInstall) -> str:
+    match = _SITE.fullmatch(torch.site)
+    if match is None or torch.label.startswith(_NO_VENV) or match["venv"] in ("/usr", "/usr/local"):
+        return ""
+    return match["venv"]
 
 
 # ------------------------------------------------------------------ wheels

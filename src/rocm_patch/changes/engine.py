@@ -293,7 +293,7 @@ def _check_order(active: Sequence[Record], selected: Sequence[Record]) -> None:
     above = set[str]()
     for record in active:
         paths = {entry.path for entry in record.entries}
-        folders = tuple(f"{entry.path}/" for entry in record.entries if entry.after.kind == "folder")
+        folders = tuple(f"{entry.path}/" for entry in record.entries if entry.after.kind in ("folder", "grown"))
         if record.transaction not in chosen:
             above |= paths
         elif shared := paths & above | {path for path in above if path.startswith(folders)}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from typing import Final
 
 from rocm_patch.changes.record import digest
@@ -86,11 +87,15 @@ def manifest(folder: str) -> bytes:
     return json.dumps(found, sort_keys=True, indent=0, ensure_ascii=True).encode()
 
 
-def strangers(folder: str, known: bytes) -> list[str]:
-    """What in a folder of this machine is not as the manifest says: additions and changes, not what is gone."""
+def strangers(folder: str, known: bytes, without: Collection[str] = ()) -> list[str]:
+    """What in a folder of this machine is not as the manifest says: additions and changes, not what is gone.
+
+    `without`: paths in it that are accounted for elsewhere, with all below them.
+    """
     ours = json.loads(known)
     now = json.loads(manifest(folder))
-    return sorted(path for path, mark in now.items() if ours.get(path) != mark)
+    below = tuple(f"{path}/" for path in without)
+    return sorted(path for path, mark in now.items() if ours.get(path) != mark and path not in without and not path.startswith(below))
 
 
 def sums(known: bytes) -> bytes:

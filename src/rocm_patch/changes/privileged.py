@@ -22,7 +22,8 @@ PYTHON: Final = "/usr/bin/python3"
 NAME: Final = "rocm-patch-root.pyz"
 MODULES: Final = (
     "__init__.py", "errors.py", "model.py", "codec.py", "root.py", "run.py", "apply.py", "knowledge/__init__.py",
-    "changes/__init__.py", "changes/elevate.py", "changes/engine.py", "changes/environment.py", "changes/grown.py",
+    "changes/__init__.py", "changes/autoload.py", "changes/autoload_parts.py",
+    "changes/elevate.py", "changes/engine.py", "changes/environment.py", "changes/grown.py",
     "changes/journal.py", "changes/kind.py", "changes/places.py", "changes/privileged.py", "changes/record.py",
     "changes/transaction.py", "changes/undo.py", "changes/venv.py",
 )  # fmt: skip

@@ -73,12 +73,15 @@ class Transaction:
             self._put(entry.path, entry.after)
 
     def _take_away(self, entry: Entry) -> None:
-        at = self.ground.at(entry.path)
+        at, folder = self.ground.at(entry.path), entry.path
         grown.set_aside(self.tree, at, self.record.transaction)
         # Looked at once more where nobody reaches it any longer: what was added since the first look is not lost.
         known = self.journal.content(self.record, dataclasses.replace(entry.before, kind="file")).data
         tomb = self.ground.host(self.ground.on_machine(grown.tomb_of(at, self.record.transaction)))
-        if grown.strangers(tomb, known):
+        # Folders of ours inside this one were set aside before it, and lie there still.
+        inside = [entry.path for entry in self.record.entries if entry.path.startswith(f"{folder}/") and entry.before.kind == "grown"]
+        aside = [self.ground.on_machine(grown.tomb_of(self.ground.at(path), self.record.transaction)) for path in inside]
+        if grown.strangers(tomb, known, [path[len(folder) + 1 :] for path in aside]):
             raise RefusedError(f"{entry.path} was changed by somebody else in this moment; nothing was removed")
 
     def _put(self, path: str, shape: Shape) -> None:
@@ -222,7 +225,9 @@ def compose(journal: Journal, selected: Sequence[Record]) -> Undoing:
         if not foreign and now is not None and now.kind == "grown":
             known = journal.content(steps[0][0], dataclasses.replace(now, kind="file")).data
             contents[now.sha256] = known
-            names = grown.strangers(journal.ground.host(path), known)
+            # What this rollback takes out of the folder before it, newest first, is no stranger in it.
+            inside = [entry.path[len(path) + 1 :] for entry in entries if entry.path.startswith(f"{path}/") and entry.after.kind == "absent"]
+            names = grown.strangers(journal.ground.host(path), known, inside)
             foreign = [path, *(f"{path}/{name}" for name in names[:STRANGERS_NAMED])] if names else []
         if foreign:
             left += foreign

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RemedyOption = Annotated[
     list[str], typer.Option("--remedy", help="Plan this remedy instead of what the diagnosis asks for; may be given again.", metavar="ID")
 ]
+UntestedOption = Annotated[bool, typer.Option("--untested", help="Plan a named remedy although nobody has seen it work on a card like this.")]
 SetOption = Annotated[list[str], typer.Option("--set", help="A value for a named remedy; may be given again.", metavar="KEY=VALUE")]
 IndexOption = Annotated[str, typer.Option("--index-url", help="Take wheels from this index, or from this folder of wheels.", metavar="URL|DIR")]
 VenvPythonOption = Annotated[str, typer.Option("--venv-python", help="Make the environment with this interpreter.", metavar="PATH")]
@@ -44,7 +45,9 @@ def locations_of(root: str) -> Locations:
     return Locations.here(place.path, user.find(place, recorded.read(place)).home)
 
 
-def steps_of(case: Case, diagnosis: Diagnosis, root: str, *, remedies: list[str], values: list[str], index: str, python: str) -> tuple[Step, ...]:
+def steps_of(
+    case: Case, diagnosis: Diagnosis, root: str, *, remedies: list[str], values: list[str], index: str, python: str, untested: bool = False
+) -> tuple[Step, ...]:  # fmt: skip
     """The steps that the diagnosis or the user asks for."""
     from rocm_patch import planner
     from rocm_patch.machine import pythons
@@ -61,7 +64,9 @@ def steps_of(case: Case, diagnosis: Diagnosis, root: str, *, remedies: list[str]
         found = ((os.path.abspath(python), _version_of(python, found)),)
     if index and os.path.isdir(index):
         index = os.path.abspath(index)
-    return planner.steps(case, diagnosis, planner.Choices(tuple(remedies), pairs, index, found))
+    if pairs.get("venv"):
+        pairs["venv"] = os.path.abspath(pairs["venv"])
+    return planner.steps(case, diagnosis, planner.Choices(tuple(remedies), pairs, index, found, untested=untested))
 
 
 def _version_of(python: str, found: tuple[tuple[str, str], ...]) -> str:
@@ -77,11 +82,11 @@ def _version_of(python: str, found: tuple[tuple[str, str], ...]) -> str:
 
 
 def split(steps: tuple[Step, ...], root: str) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """What can be done under this root, and what only the machine itself can do: an environment is made to be run."""
+    """What can be done under this root, and what only the machine itself can do: an environment is there to be run."""
     from rocm_patch import knowledge
 
     remedies = knowledge.load().remedies
-    elsewhere = tuple(step for step in steps if os.path.abspath(root) != "/" and remedies[step.remedy].kind == "venv")
+    elsewhere = tuple(step for step in steps if os.path.abspath(root) != "/" and remedies[step.remedy].kind in ("venv", "autoload"))
     return tuple(step for step in steps if step not in elsewhere), elsewhere
 
 
@@ -154,6 +159,7 @@ def plan(
     values: SetOption = [],  # noqa: B006
     index_url: IndexOption = "",
     venv_python: VenvPythonOption = "",
+    untested: UntestedOption = False,
     output: Annotated[str, typer.Option("--output", "-o", help="Write the plan to this file, for `apply`.", metavar="FILE")] = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -163,7 +169,7 @@ def plan(
 
     case = case_of(root, machine, python)
     diagnosis = diagnosis_of(case)
-    wanted = steps_of(case, diagnosis, root, remedies=remedy, values=values, index=index_url, python=venv_python)
+    wanted = steps_of(case, diagnosis, root, remedies=remedy, values=values, index=index_url, python=venv_python, untested=untested)
     steps, elsewhere = split(wanted, root)
     made, shown = plan_of(steps, locations_of(root))
     by_hand = _by_hand(case, diagnosis)

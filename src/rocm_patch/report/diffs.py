@@ -25,6 +25,9 @@ def step(item: Step, row: RemedyRow) -> str:
     if row.kind == "venv":
         packages, index = " ".join(item.parameters.get("packages", ())), " ".join(item.parameters.get("index", ()))
         return f"{item.remedy}: a new environment {' '.join(item.parameters.get('name', ()))} with {packages} from {index}"
+    if row.kind == "autoload":
+        what = "our convolution engine" if item.parameters.get("door") == ("engine",) else "MIOpen switched off"
+        return f"{item.remedy}: {what} whenever torch is imported in {' '.join(item.parameters.get('venv', ()))}"
     words = [f"{key} {', '.join(item.parameters[key])}" for key in ("set", "unset") if item.parameters.get(key)]
     return f"{item.remedy}: {'; '.join(words)}"
 
