@@ -386,7 +386,8 @@ def variants(problem: Problem, limit: int) -> tuple[tuple[str | int, ...], ...]:
     if problem.dtype == torch.float64:
         return ((DOUBLE_TILE.name, _splits(problem, DOUBLE_TILE)[0]),)
     tiles = WEIGHT_TILES if problem.operation == "weight" else GATHER_TILES
-    found = [(_cost(problem, tile, splits), (tile.name, splits)) for tile in tiles for splits in _splits(problem, tile)]
+    units = units_of(problem)
+    found = [(cost(problem, tile.name, splits, units), (tile.name, splits)) for tile in tiles for splits in _splits(problem, tile)]
     fitting = [row for row in sorted(found) if row[1][1] == 1 or row[1][1] * math.prod(problem.result_shape) * 4 <= limit // 2]
     return tuple(variant for _, variant in fitting)
 
@@ -433,19 +434,28 @@ def _splits(problem: Problem, tile: Tile) -> tuple[int, ...]:
     return tuple(sorted(wanted, reverse=True)) if problem.operation == "weight" else tuple(sorted(wanted)[:3])
 
 
-_EFFICIENCY = {
-    128 * 128: 0.66, 64 * 256: 0.40, 64 * 128: 0.67, 64 * 64: 0.52, 32 * 256: 0.42, 32 * 128: 0.48, 32 * 64: 0.41, 32 * 32: 0.36,
-    16 * 256: 0.34, 16 * 64: 0.30, 8 * 256: 0.22,
+_GATHER_EFFICIENCY = {
+    "128x128x16": 0.75, "128x128x8": 0.63, "128x64x16": 0.68, "64x128x16": 0.73, "64x128x8": 0.63, "64x256x8": 0.58, "64x64x16": 0.70,
+    "32x128x16": 0.78, "32x256x8": 0.56, "16x256x8": 0.56, "8x256x8": 0.44,
 }  # fmt: skip
-"""Share of the multiply-add peak that a tile's inner loop reaches, by its sums; measured on an H200."""
+_WEIGHT_EFFICIENCY = {
+    "128x128x16": 0.69, "128x128x8": 0.62, "64x128x16": 0.62, "128x64x16": 0.68, "64x64x16": 0.63, "32x128x16": 0.58, "128x32x16": 0.61,
+    "32x64x16": 0.53, "64x32x16": 0.46, "32x32x16": 0.46, "16x64x16": 0.44,
+}  # fmt: skip
+"""Share of the multiply-add peak that a tile's inner loop reaches with enough blocks, fitted to measurements on an H200."""
 
 
-def _cost(problem: Problem, tile: Tile, splits: int) -> float:
-    """Multiply-adds of the device's time: whole rounds of blocks, and the partial sums written and read again."""
+def share_of_peak(blocks: float, size: float) -> float:
+    """What of its best rate a unit reaches with so many blocks of so many 4096 sums: few threads hide less of each other's waiting."""
+    return min(1.0, 0.32 + 0.17 * math.sqrt(max(1.0, blocks) * size * 2))
+
+
+def cost(problem: Problem, tile_name: str, splits: int, units: int) -> float:
+    """Multiply-adds of the device's time: the unit with most blocks, and the partial sums written and read again."""
+    tile = next((tile for tile in (*GATHER_TILES, *WEIGHT_TILES) if tile.name == tile_name), DOUBLE_TILE)
     depth = ceil_div(ceil_div(_shape(problem)[2], splits), tile.step) * tile.step + 4 * tile.step
-    blocks, units = _blocks(problem, tile) * splits, units_of(problem)
-    rounds = blocks / (units * tile.resident)
-    rounds = max(1.0, float(math.ceil(rounds)) if rounds < 4 else rounds + 0.5)
-    full = min(1.0, blocks / units / 2)  # a unit with one block hides less
-    work = rounds * units * tile.resident * tile.rows * tile.columns * depth / _EFFICIENCY[tile.rows * tile.columns] / (0.6 + 0.4 * full)
+    blocks = _blocks(problem, tile) * splits
+    share = share_of_peak(min(tile.resident, blocks / units), tile.rows * tile.columns / 4096)
+    best = (_WEIGHT_EFFICIENCY if problem.operation == "weight" else _GATHER_EFFICIENCY).get(tile.name, 0.5)
+    work = ceil_div(blocks, units) * units * tile.rows * tile.columns * depth / (best * share)
     return work + (splits > 1) * (splits + 1) * math.prod(problem.result_shape) * 60.0
