@@ -27,8 +27,8 @@ WINDOW = 112
 """Elements of the window that a thread may hold."""
 WEIGHT_SUMS = 80
 """Sums that a thread of the weight gradient may hold."""
-THREADS = 76800
-"""Threads of a weight gradient that splits aim at: not more than a large chip holds at once, since a part of a second round costs a whole one."""
+PROCESSORS, REGISTERS = 132, 65536
+"""Of a large chip, registers for each processor: how many blocks run at once, which the splits of a weight gradient should fill."""
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def guard(problem: Problem) -> str:
         return "a stride of more than 8"
     if problem.groups * ceil_div(filters, 4) > 65535 or problem.groups * ceil_div(channels, 4) > 65535:
         return "more than 65535 groups"
-    return _too_large(problem) or ("" if variants(problem) else "too many weights for local memory")
+    return _too_large(problem) or ("" if variants(problem) else "too many taps for registers and local memory")
 
 
 def prepare(problem: Problem, variant: tuple[int, ...]) -> Run:
@@ -146,9 +146,15 @@ def _prepare_weight(problem: Problem, variant: Variant) -> Run:
 
 
 def _splits(problem: Problem, shape: Shape, window: Window, variant: Variant) -> int:
+    """Splits of a weight gradient: rounds of blocks times the steps of a block, the sum over its threads counted as three."""
     items = problem.batch * shape.result[0] * ceil_div(shape.result[1], variant.rows) * ceil_div(shape.result[2], variant.wide)
+    if variant.splits:
+        return min(variant.splits, items)
     blocks = shape.sources * shape.kernel[0] * window.one.spans * window.two.spans * problem.groups * ceil_div(shape.sinks, variant.filters)
-    return min(variant.splits, items) or max(1, min(THREADS // variant.threads // blocks, items // variant.threads, 256))
+    registers = window.elements + window.one.span * window.two.span * variant.filters + 30
+    at_once = PROCESSORS * max(1, REGISTERS // (registers * variant.threads))
+    most = max(1, min(items // variant.threads, 256))
+    return min(range(1, most + 1), key=lambda splits: ceil_div(splits * blocks, at_once) * (ceil_div(items, variant.threads * splits) + 3))
 
 
 def workspace(problem: Problem, variant: tuple[int, ...]) -> int:
@@ -182,7 +188,7 @@ def _guesses(problem: Problem, shape: Shape) -> list[Variant]:
     if weight:
         filters = [1] if shape.sinks == 1 else [2] if shape.sinks < 4 else [4, 8] if shape.sinks >= 8 else [4]
         # Few blocks of the map to a thread, and the sums of the threads cost more than the rest.
-        sizes = (64, 32, 128) if problem.batch * math.prod(shape.result) < 2**12 and shape.sinks > 1 else (128, 256, 64)
+        sizes = (32, 64, 128) if problem.batch * math.prod(shape.result) < 2**12 and shape.sinks > 1 else (128, 256, 64)
     else:
         filters = [shape.sinks] if shape.sinks < 3 else [4] if shape.sinks <= 4 else [8, 4]
     if shape.kernel[2] > 8:  # neighbours share most of what they read
@@ -193,14 +199,16 @@ def _guesses(problem: Problem, shape: Shape) -> list[Variant]:
         blocks = [(1, 4), (1, 8), (1, 2)]
     elif shape.back and strided:
         blocks = [(2, 4), (4, 4), (2, 8), (2, 2), (4, 2), (8, 2)]
+    elif weight and shape.sinks >= 4 and (not strided or width % 4):
+        blocks = [(1, 8), (4, 4), (2, 4), (1, 4), (2, 2), (tall, 1)]
     elif width % 4 == 0:
         if strided:
             blocks = [(2, 4), (1, 4), (2, 2)] if weight or max(spans) > 5 else [(1, 4), (2, 4), (2, 2)]
         else:
-            blocks = [(4, 4), (2, 4), (1, 8), (1, 4)] if weight or filters[0] < 4 else [(2, 4), (1, 8), (1, 4), (4, 4)]
+            blocks = [(4, 4), (2, 4), (1, 8), (1, 4)] if filters[0] < 4 else [(2, 4), (1, 8), (1, 4), (4, 4)]
     elif strided and max(spans) < 5:
         blocks = [(2, 2), (1, 4), (1, 8), (4, 1), (tall, 1)] if weight else [(1, 4), (2, 2), (tall, 1), (2, 4), (1, 8)]
-    elif filters[0] >= 4 and not weight:
+    elif filters[0] >= 4:
         blocks = [(2, 2), (tall, 1), (1, 4), (2, 4), (1, 8)] if width % 2 else [(1, 4), (2, 2), (tall, 1), (2, 4), (1, 8)]
     elif max(spans) < 5 and (width % 2 == 0 or not weight):
         blocks = [(1, 8), (2, 4), (2, 2), (tall, 1), (tall, 2), (1, 4)]
@@ -233,6 +241,7 @@ def _fitted(problem: Problem, shape: Shape, guess: Variant) -> Variant | None:
         spans[axis] = max(units[axis], spans[axis] // 2 // units[axis] * units[axis])
     size = 8 if problem.dtype == torch.float64 else 4
     if problem.operation == "weight":
-        taps = spans[0] * spans[1]
-        return variant if taps * (variant.threads + 4) * size <= LOCAL_BYTES else None
+        if shape.sources > 1 and window.one.spans * window.two.spans > 4:
+            return None  # the map would be read once for each channel and span: a matrix product is better
+        return variant if spans[0] * spans[1] * (variant.threads + 4) * size <= LOCAL_BYTES else None
     return variant if not staged(variant) or room(shape, variant, window) * size <= LOCAL_BYTES else None
