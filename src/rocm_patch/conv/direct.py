@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from . import runtime
 from .direct_shape import Shape, Variant, Window, room, staged
 from .launch import ceil_div, divisor, packed, pointers
 from .problem import Problem
 
-Tensor = torch.Tensor
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 LIMIT = 2**31 - 1
@@ -184,7 +184,7 @@ def _guesses(problem: Problem, shape: Shape) -> list[Variant]:
     """Best first, as measured on one large GPU (float32); spans are those of the whole kernel."""
     spans, width = shape.kernel[1:], shape.result[2]
     weight, strided, tall = problem.operation == "weight", shape.step[2] > 1, min(shape.result[1], 7)
-    sizes = (128, 256)
+    sizes: tuple[int, ...] = (128, 256)
     if weight:
         filters = [1] if shape.sinks == 1 else [2] if shape.sinks < 4 else [4, 8] if shape.sinks >= 8 else [4]
         # Few blocks of the map to a thread, and the sums of the threads cost more than the rest.
