@@ -19,7 +19,7 @@ import torch
 from . import dispatch
 from .choose import Settings
 
-__all__ = ["disable", "enable", "engine", "get_device", "patch_conv2d", "status"]
+__all__ = ["disable", "enable", "engine", "get_device", "patch_conv2d", "problems", "status"]
 
 KEYS = {"cuda": "CUDA", "cpu": "CPU"}
 """Dispatch keys by device type; PyTorch built for ROCm calls its devices cuda as well."""
@@ -95,6 +95,11 @@ def engine(devices: tuple[str, ...] = ("cuda", "cpu"), **options: Any) -> Iterat
 def status() -> dict[str, Any]:
     """`{"enabled", "devices", "calls": {algorithm: n}, "fallbacks": {reason: n}}`, counted since the process began."""
     return {"enabled": _library is not None, "devices": list(_devices), "calls": dict(dispatch.calls), "fallbacks": dict(dispatch.fallbacks)}
+
+
+def problems() -> list[str]:
+    """Names of the convolutions that this process asked for since `enable`, for `rocm-patch bench --tune --from FILE`."""
+    return list(dispatch.choices)
 
 
 def patch_conv2d() -> None:

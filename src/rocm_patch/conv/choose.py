@@ -63,10 +63,15 @@ def prepare(problem: Problem, settings: Settings) -> Choice:
         RuntimeError: not even the last row could be prepared.
     """
     order = candidates(problem, settings)
-    if settings.tuned and (row := store.best(problem)) is not None:
-        algorithm = BY_NAME.get(row[0])
-        if algorithm is not None and allowed(algorithm, problem, settings):
-            order.insert(0, (algorithm, row[1]))
+    if settings.tuned:
+        bad = store.failed(problem)
+        order = [(algorithm, variant) for algorithm, variant in order if (algorithm.name, variant) not in bad] or order[-1:]
+
+        def usable(algorithm: Algorithm, variant: Variant) -> bool:
+            return allowed(algorithm, problem, settings) and store.offered(algorithm, variant, problem, settings.workspace)
+
+        if (best := store.best(problem, usable)) is not None:
+            order.insert(0, (BY_NAME[best[0]], best[1]))
     refused = []
     for algorithm, variant in order:
         try:

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import im2col, native
 from .algorithms import Variant
 from .problem import Problem
 
-Tensor = torch.Tensor
 BOUND = 16.0
 AMPLIFICATION = {2: 2.0, 4: 16.0}
 """By the size of Winograd's tile of results."""
@@ -140,8 +140,8 @@ def poisoned() -> Iterator[None]:
     def poisoned_new_empty(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
         return poison(new_empty(self, *arguments, **options))
 
-    torch.empty, torch.Tensor.new_empty = poisoned_empty, poisoned_new_empty  # type: ignore[assignment, method-assign]
+    torch.empty, torch.Tensor.new_empty = poisoned_empty, poisoned_new_empty  # type: ignore[assignment, method-assign, unused-ignore]
     try:
         yield
     finally:
-        torch.empty, torch.Tensor.new_empty = empty, new_empty  # type: ignore[method-assign]
+        torch.empty, torch.Tensor.new_empty = empty, new_empty  # type: ignore[method-assign, unused-ignore]
