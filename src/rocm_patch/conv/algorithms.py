@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from . import gemm, im2col, implicit, linear, native, scatter, winograd
+from . import direct, gemm, im2col, implicit, linear, native, scatter, winograd
 from .problem import Problem
 
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
@@ -36,6 +36,10 @@ def _one(problem: Problem, limit: int) -> tuple[Variant, ...]:
     return ((),)
 
 
+def _direct(problem: Problem, limit: int) -> tuple[Variant, ...]:
+    return tuple(tuple(variant) for variant in direct.variants(problem) if direct.workspace(problem, variant) <= limit)
+
+
 ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm(
         "pointwise", gemm.guard,
@@ -43,6 +47,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         lambda problem, variant, limit: gemm.prepare(problem, str(variant[0])), blas=True,
     ),
     Algorithm("linear", linear.guard, _one, lambda problem, variant, limit: linear.prepare(problem), blas=True),
+    Algorithm("direct", direct.guard, _direct, lambda problem, variant, limit: direct.prepare(problem, tuple(map(int, variant))), kernels=True),
     Algorithm("implicit", implicit.guard, implicit.variants, lambda problem, variant, limit: implicit.prepare(problem, variant), kernels=True),
     Algorithm("winograd", winograd.guard, winograd.variants, winograd.prepare, kernels=True),
     Algorithm("winograd-blas", winograd.guard, winograd.variants_blas, winograd.prepare, kernels=True, blas=True),

@@ -69,7 +69,8 @@ def convolution_backward(
     """`aten::convolution_backward`."""
     key = (
         grad_output.shape, grad_output.stride(), input.shape, input.stride(), weight.shape, weight.stride(),
-        input.dtype, weight.dtype, grad_output.dtype, input.get_device(), *stride, *padding, *dilation, transposed, *output_padding, groups, *output_mask,
+        input.dtype, weight.dtype, grad_output.dtype, input.get_device(),
+        *stride, *padding, *dilation, transposed, *output_padding, groups, *output_mask,
     )  # fmt: skip
     function = _backward.get(key)
     if function is None:

@@ -78,6 +78,8 @@ def _pointwise(problem: Problem, variant: Variant, chip: Chip) -> float:
         bytes_ += 2 * problem.batch * problem.channels * pixels * _size(problem)
         bytes_ += math.prod(problem.image_shape) * _size(problem) * (problem.operation == "input")
     launches = 2 if set(problem.stride) != {1} else 1
+    if pixels < 8 and problem.operation != "weight":  # products of matrices and vectors: bound by the bytes
+        return products * filters * channels * _size(problem) / chip.bandwidth + (1 + launches) * LAUNCH
     if problem.operation != "weight":
         rows, depth = (filters, channels) if problem.operation == "forward" else (channels, filters)
         if problem.bias:
@@ -86,7 +88,8 @@ def _pointwise(problem: Problem, variant: Variant, chip: Chip) -> float:
         return max(_product(chip, products, rows, pixels, depth), bytes_ * 1.15 / chip.bandwidth) + LAUNCH * launches
     if variant and variant[0] == "flat":
         # One long product: a BLAS cuts its reduction.
-        return problem.multiplications / (0.45 * chip.rate) + 2.5 * bytes_ / chip.bandwidth + LAUNCH * (launches + 1)
+        work = problem.batch * pixels * ceil_div(filters, 64) * ceil_div(channels, 64) * 4096
+        return work / (0.5 * chip.rate) + 4 * bytes_ / chip.bandwidth + LAUNCH * (launches + 1)
     result = 3 * products * filters * channels * 4 / chip.bandwidth
     return max(_product(chip, products, filters, channels, pixels), bytes_ / chip.bandwidth) + result + LAUNCH * (launches + 1)
 
@@ -130,13 +133,18 @@ def _scatter(problem: Problem, variant: Variant, chip: Chip) -> float:
     return _product(chip, problem.batch, rows, pixels, problem.filters) + traffic / chip.bandwidth + LAUNCH * (1 + 2 * pieces)
 
 
-def _per_byte(factor: float, share: float) -> Callable[[Problem, Variant, Chip], float]:
-    """A direct kernel: so many times the bytes, or the multiply-adds at a share of the peak."""
+def _direct(problem: Problem, variant: Variant, chip: Chip) -> float:
+    weight, summed = problem.operation == "weight", (problem.filters if problem.operation == "input" else problem.channels) // problem.groups
+    slow = (6.0 if problem.taps > 1 else 20.0) if weight else 3.3 if summed < 32 else 4.8
+    if problem.groups == 1 and problem.operation == "input":
+        slow *= 1.4
+    return max((2.3 if weight else 1.9) * _moved(problem) / chip.bandwidth, slow * problem.multiplications / chip.rate) + 1.6 * LAUNCH * (1 + weight)
 
-    def model(problem: Problem, variant: Variant, chip: Chip) -> float:
-        return max(factor * _moved(problem) / chip.bandwidth, problem.multiplications / (share * chip.rate)) + LAUNCH
 
-    return model
+def _linear(problem: Problem, variant: Variant, chip: Chip) -> float:
+    # Few rows: a BLAS goes through the whole depth in a few blocks.
+    depth = {"forward": problem.channels * problem.taps, "input": problem.filters, "weight": 0}[problem.operation]
+    return max(_moved(problem) / chip.bandwidth, problem.multiplications / (0.5 * chip.rate)) + 6.0 + 0.015 * depth + LAUNCH * problem.bias
 
 
 def _im2col(problem: Problem, variant: Variant, chip: Chip) -> float:
@@ -150,15 +158,13 @@ def _native(problem: Problem, variant: Variant, chip: Chip) -> float:
 
 _MODELS: dict[str, Callable[[Problem, Variant, Chip], float]] = {
     "pointwise": _pointwise,
-    "linear": lambda problem, variant, chip: _moved(problem) / chip.bandwidth + LAUNCH,
+    "linear": _linear,
     "implicit": _implicit,
     "winograd": _winograd,
     "winograd-blas": _winograd,
     "scatter": _scatter,
     "scatter-blas": _scatter,
-    "depthwise": _per_byte(1.5, 0.2),
-    "grouped": _per_byte(1.5, 0.25),
-    "temporal": _per_byte(1.5, 0.4),
+    "direct": _direct,
     "im2col": _im2col,
     "native": _native,
     "cpu": lambda problem, variant, chip: 1e5 + 1e3 * problem.multiplications / chip.rate,
