@@ -28,6 +28,8 @@ choices: dict[str, Choice] = {}
 _forward: dict[tuple[Any, ...], Function] = {}
 _backward: dict[tuple[Any, ...], Function] = {}
 _settings = Settings()
+MOST_KEPT = 4096
+"""Prepared calls of one direction."""
 
 
 def configure(settings: Settings) -> None:
@@ -51,13 +53,13 @@ def convolution(
 ) -> Tensor:  # fmt: skip
     """`aten::convolution`."""
     key = (
-        input.shape, input.stride(), weight.shape, weight.stride(), input.dtype, weight.dtype, input.get_device(), bias is None,
-        *stride, *padding, *dilation, transposed, *output_padding, groups,
+        input.shape, weight.shape, input.dtype, weight.dtype, input.get_device(), bias is None, groups, transposed,
+        *stride, *padding, *dilation, *output_padding, _order(input, weight),
     )  # fmt: skip
     function = _forward.get(key)
     if function is None:
         function = _make_forward(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
-        _forward[key] = function
+        _keep(_forward, key, function)
     result: Tensor = function(input, weight, bias)
     return result
 
@@ -68,17 +70,28 @@ def convolution_backward(
 ) -> Gradients:  # fmt: skip
     """`aten::convolution_backward`."""
     key = (
-        grad_output.shape, grad_output.stride(), input.shape, input.stride(), weight.shape, weight.stride(),
-        input.dtype, weight.dtype, grad_output.dtype, input.get_device(),
-        *stride, *padding, *dilation, transposed, *output_padding, groups, *output_mask,
+        grad_output.shape, input.shape, weight.shape, input.dtype, weight.dtype, grad_output.dtype, input.get_device(), groups, transposed,
+        *stride, *padding, *dilation, *output_padding, *output_mask, _order(input, weight),
     )  # fmt: skip
     function = _backward.get(key)
     if function is None:
         arguments = (grad_output, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, output_mask)
         function = _make_backward(*arguments)
-        _backward[key] = function
+        _keep(_backward, key, function)
     result: Gradients = function(grad_output, input, weight, bias_sizes)
     return result
+
+
+def _order(input: Tensor, weight: Tensor) -> Any:
+    """What the memory format of the result depends on; nothing for the usual dense tensors."""
+    return None if input.is_contiguous() and weight.is_contiguous() else (input.stride(), weight.stride())
+
+
+def _keep(cache: dict[tuple[Any, ...], Function], key: tuple[Any, ...], function: Function) -> None:
+    """A program that never repeats a shape must not grow for ever."""
+    if len(cache) >= MOST_KEPT:
+        cache.clear()
+    cache[key] = function
 
 
 # ------------------------------------------------------------------ made once for a problem
