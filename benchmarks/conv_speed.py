@@ -45,12 +45,34 @@ def about(settings: bench.Settings, seconds: float) -> dict[str, object]:
     }
 
 
-def summary(rows: list[bench.Row]) -> str:
-    parts = [bench_report.means_table(rows)]
-    for ours, theirs in bench_report.comparisons(rows):
-        if ours == "engine" or (ours, theirs) == ("native", "vendor"):
-            parts.append(f"worst {ours}/{theirs}\n{bench_report.worst_table(rows, ours, theirs)}")
-    return "\n\n".join(parts)
+def counts(rows: Sequence[bench.Row]) -> str:
+    """What the means do not show: how many layers are too slow, the grouped ones, the memory, the values."""
+    grouped = {(layer.suite, layer.layer) for layer in SUITES if layer.groups > 1}
+    lines = []
+    for theirs, limit in (("vendor", 1.5), ("native", 1.0)):
+        over = [value for row in rows if (value := bench_report.ratio(row, "engine", theirs)) is not None]
+        lines.append(f"slower than {limit} x {theirs}: {sum(value > limit for value in over)} of {len(over)}")
+    for direction in bench.DIRECTIONS:
+        chosen = [row for row in rows if (row.suite, row.layer) in grouped and row.direction == direction]
+        ratios = [value for row in chosen if (value := bench_report.ratio(row, "native", "engine")) is not None]
+        if ratios:
+            mean, least = bench_report.geometric_mean(ratios), min(ratios)
+            lines.append(f"grouped, {direction}: {mean:.1f} x faster than native, {least:.1f} x at least, {len(ratios)} shapes")
+    peaks = [row.peak_bytes for row in rows if row.peak_bytes is not None]
+    if peaks:
+        lines.append(f"largest extra memory: {max(peaks) / 2**20:.0f} MiB")
+    differences = [row.difference for row in rows if row.difference is not None]
+    if differences:
+        lines.append(f"largest difference of values: {max(differences):.1e}")
+    failed = [f"{row.suite} {row.layer} {row.direction}: {row.note}" for row in rows if row.note]
+    return "\n".join([*lines, *failed])
+
+
+def summary(rows: Sequence[bench.Row]) -> str:
+    pairs = bench_report.comparisons(rows)
+    shown = [pair for pair in pairs if pair[0] == "engine"] or pairs
+    parts = [f"worst {ours}/{theirs}\n{bench_report.worst_table(rows, ours, theirs)}" for ours, theirs in shown]
+    return "\n\n".join([*parts, bench_report.means_table(rows), counts(rows)])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import IO, Any
 from .bench import Row, Settings, Timer, measure
 from .suites import Layer
 
+STARTING = 300.0  # seconds until the child has imported torch, from a cold disk at worst
 DEADLINE = 120.0  # seconds without a word; MIOpen searches for minutes on these cards, which is a failure as well
 FAILURES = 3  # layers on which an alternative may end the child
 
@@ -53,13 +54,17 @@ class Child:
             env={**os.environ, "PYTHONPATH": path},
         )
         self.pending = b""
+        self.started = False
 
     def measure(self, layer: Layer, direction: str, alternatives: tuple[str, ...], deadline_s: float) -> Row:
         """Raises ChildDiedError."""
         request = {"layer": asdict(layer), "direction": direction, "settings": asdict(replace(self.settings, alternatives=alternatives))}
-        assert self.process.stdin is not None  # noqa: S101 - opened above
+        assert self.process.stdin is not None  # opened above
         at_work = ""
         try:
+            if not self.started:
+                self._line(STARTING)
+                self.started = True
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             while True:
                 answer = json.loads(self._line(deadline_s))
@@ -70,10 +75,10 @@ class Child:
             raise ChildDiedError(self._ending(), at_work) from None
         except TimeoutError:
             self.end()
-            raise ChildDiedError(f"no answer in {deadline_s:.0f} s", at_work) from None
+            raise ChildDiedError(f"no answer in {deadline_s if self.started else STARTING:.0f} s", at_work) from None
 
     def _line(self, deadline_s: float) -> bytes:
-        assert self.process.stdout is not None  # noqa: S101 - opened above
+        assert self.process.stdout is not None  # opened above
         until = time.monotonic() + deadline_s
         while b"\n" not in self.pending:
             ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, until - time.monotonic()))
@@ -145,12 +150,13 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
-    """The child's side: measures until there are no more requests, and says which alternative it begins before it does."""
+    """The child's side: says that it is there, measures until there are no more requests, names each alternative before it begins."""
     timers: dict[str, Timer] = {}
 
     def say(document: dict[str, Any]) -> None:
         print(json.dumps(document), file=answers, flush=True)
 
+    say({"begins": ""})
     for line in requests:
         request = json.loads(line)
         layer, settings = Layer(**_tuples(request["layer"])), Settings(**_tuples(request["settings"]))

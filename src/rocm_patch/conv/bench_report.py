@@ -42,7 +42,7 @@ def comparisons(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]], markdown: bool = False) -> str:
-    """Aligned columns: the first to the left, cells that are numbers to the right."""
+    """Aligned columns, those of numbers to the right."""
     widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
     right = [all(_numeric(line[column]) for line in body) for column in range(len(head))]
 
@@ -63,7 +63,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def layers_table(rows: Sequence[Row], markdown: bool = False) -> str:
-    """Every row: times, the ratios that can be had, the vendor's or else the engine's rate, the algorithm, the engine's extra memory."""
+    """Every row: times, the ratios that can be had, rates, the engine's algorithm and extra memory."""
     pairs = comparisons(rows)
     times = [name for name in ("engine", "vendor", "native", "cpu") if any(getattr(row, f"{name}_ms") is not None for row in rows)]
     with_engine = "engine" in times
