@@ -39,6 +39,8 @@ WAIT = 10.0
 READ_LIMIT = 2.0
 """Seconds that the one reading may take in a training run."""
 MOST_ROWS = 200_000
+HARMLESS = re.compile(r"locked|full|readonly|unable to open|disk I/O|interrupted|no such table", re.IGNORECASE)
+"""What SQLite says where nothing is wrong with the file."""
 NETWORK = re.compile(r"nfs|cifs|smb|9p|fuse\.|ceph|lustre|afs|gpfs|beegfs")
 
 Key = tuple[str, Variant]
@@ -128,10 +130,10 @@ def _attempt(work: Callable[[sqlite3.Connection], T], *, write: bool) -> tuple[T
                 return result, ""
             finally:
                 connection.close()
-        except sqlite3.OperationalError as error:  # locked, full, read-only, no table yet: nothing is wrong with the file
-            return None, f"{path()}: {error}"
         except (sqlite3.DatabaseError, ForeignError) as error:
             why = f"{path()}: {error}"
+            if isinstance(error, sqlite3.OperationalError) and HARMLESS.search(str(error)):
+                return None, why
             if not _move_aside(str(error)) or not write:
                 break
         except OSError as error:
@@ -152,8 +154,8 @@ def _connect(*, write: bool) -> sqlite3.Connection:
         connection = sqlite3.connect(f"{address}?mode={mode}", timeout=WAIT if write else READ_LIMIT, uri=True, isolation_level=None)
         connection.text_factory = _text
         try:
-            own = connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION
-            if not own and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]  # the first real reading
+            if tables and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
                 raise ForeignError("another program's database")
             if write:
                 connection.execute(f"PRAGMA journal_mode={'DELETE' if _on_network(place) else 'WAL'}")

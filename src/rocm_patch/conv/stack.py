@@ -65,7 +65,9 @@ def kernels_hash() -> str:
     """Changes with the kernels and with the code that prepares their launches."""
     ours = [each for each in vars(algorithms).values() if isinstance(each, ModuleType) and each.__name__.startswith(f"{__package__}.")]
     files = {Path(module.__file__) for module in (algorithms, launch, *ours) if module.__file__} | set(runtime.FOLDER.glob("*.[ch]*"))
-    return hashlib.sha256(b"\0".join(path.name.encode() + b"\0" + path.read_bytes() for path in sorted(files))).hexdigest()[:12]
+    return hashlib.sha256(
+        b"\0".join(path.name.encode() + b"\0" + path.read_bytes() for path in sorted(files, key=lambda path: path.name))
+    ).hexdigest()[:12]
 
 
 def _processor() -> str:

@@ -27,6 +27,7 @@ from .records import Key, Measured, measured, read, say
 FAILED = ("wrong", "crashed", "hung", "started")
 """Never chosen, not even by estimate. What merely `failed` (no memory, say) cannot hurt."""
 ORDINARY = 256 << 20
+TUNED = Path(__file__).parent / "tuned"
 Usable = Callable[[Algorithm, Variant], bool]
 _process = os.getpid()
 _loaded: dict[torch.device, dict[str, tuple[Measured, ...]]] = {}
@@ -97,8 +98,7 @@ def _by_problem(rows: Iterable[Measured]) -> dict[str, tuple[Measured, ...]]:
 
 def _shipped_rows(card: str) -> list[Measured]:
     rows: list[Measured] = []
-    folder = Path(__file__).parent / "tuned"
-    for file in sorted([*folder.glob(f"{card}.json"), *folder.glob(f"{card}-*.json")]):
+    for file in sorted([*TUNED.glob(f"{card}.json"), *TUNED.glob(f"{card}-*.json")]):
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
             found = document["rows"]
