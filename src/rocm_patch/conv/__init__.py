@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,9 +56,11 @@ def enable(devices: tuple[str, ...] = ("cuda", "cpu"), *, blas: bool = True, wor
         disable()
         dispatch.configure(Settings(workspace, blas, tuned))
         library = torch.library.Library("aten", "IMPL")
-        for device in devices:
-            library.impl("convolution", dispatch.convolution, KEYS[device])
-            library.impl("convolution_backward", dispatch.convolution_backward, KEYS[device])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*[Oo]verrid")  # newer versions of torch say it of every override: it is what we are for
+            for device in devices:
+                library.impl("convolution", dispatch.convolution, KEYS[device])
+                library.impl("convolution_backward", dispatch.convolution_backward, KEYS[device])
         _library, _devices = library, tuple(devices)
         if "cuda" in devices:
             _vendor_before = torch.backends.cudnn.enabled

@@ -144,12 +144,13 @@ def _direct(problem: Problem, variant: Variant, chip: Chip) -> float:
 def _linear(problem: Problem, variant: Variant, chip: Chip) -> float:
     # Few rows: a BLAS goes through the whole depth in a few blocks.
     depth = {"forward": problem.channels * problem.taps, "input": problem.filters, "weight": 0}[problem.operation]
-    return max(_moved(problem) / chip.bandwidth, problem.multiplications / (0.5 * chip.rate)) + 6.0 + 0.015 * depth + LAUNCH * problem.bias
+    work: float = max(_moved(problem) / chip.bandwidth, problem.multiplications / (0.5 * chip.rate))
+    return work + 6.0 + 0.015 * depth + LAUNCH * problem.bias
 
 
 def _im2col(problem: Problem, variant: Variant, chip: Chip) -> float:
     columns = problem.batch * problem.channels * problem.taps * math.prod(problem.map) * _size(problem)
-    return problem.multiplications / (0.5 * chip.rate) + (3 * _moved(problem) + 3 * columns) / chip.bandwidth + 30 * problem.batch**0.5
+    return problem.multiplications / (0.5 * chip.rate) + (3 * _moved(problem) + 3 * columns) / chip.bandwidth + 30 * math.sqrt(problem.batch)
 
 
 def _native(problem: Problem, variant: Variant, chip: Chip) -> float:

@@ -217,16 +217,17 @@ class DeviceRuntime:
         self._call("GetProgramLog", program, log)
         return log.value.decode(errors="replace")[:4000]
 
+    def _done(self, call: str, name: str, *arguments: object) -> None:
+        """A call of the driver that must succeed."""
+        if error := getattr(self._driver, call)(*arguments):
+            raise KernelError(f"{call} answered {error} for {name} on {self.target}")
+
     def _load(self, code: bytes, name: str) -> _Compiled:
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         with torch.cuda.device(self.device):
-            torch.cuda.current_stream()  # type: ignore[no-untyped-call, unused-ignore] # makes the context
-            for what, status in (
-                (self.vendor.load, lambda: getattr(self._driver, self.vendor.load)(ctypes.byref(module), code)),
-                (self.vendor.function, lambda: getattr(self._driver, self.vendor.function)(ctypes.byref(function), module, name.encode())),
-            ):
-                if error := status():
-                    raise KernelError(f"{what} answered {error} for {name} on {self.target}")
+            torch.zeros(1, device=f"cuda:{self.device}")  # makes the context of this thread
+            self._done(self.vendor.load, name, ctypes.byref(module), code)
+            self._done(self.vendor.function, name, ctypes.byref(function), module, name.encode())
         launch = getattr(self._driver, self.vendor.launch)
         launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
         launch.restype = ctypes.c_int

@@ -79,12 +79,22 @@ def variants(problem: Problem, limit: int) -> tuple[tuple[int | str, ...], ...]:
                     # Whole rounds of blocks: 1.2 rounds take as long as 2.
                     splits = {max(1, min(rounds * room // blocks, count // 64)) for rounds in (1, 2, 3)}
                 found += [(size, piece, tile.name, split) for split in sorted(splits, reverse=True)]
-    return tuple(found)
+    return tuple(variant for variant in found if workspace(problem, variant) <= limit)
 
 
 def variants_blas(problem: Problem, limit: int) -> tuple[tuple[int | str, ...], ...]:
     """(tile of outputs, piece in MiB)."""
-    return tuple((size, piece) for size in (4, 2) for piece in reversed(_pieces(problem, size, limit)))
+    found = ((size, piece) for size in (4, 2) for piece in reversed(_pieces(problem, size, limit)))
+    return tuple(variant for variant in found if workspace(problem, variant) <= limit)
+
+
+def workspace(problem: Problem, variant: tuple[int | str, ...]) -> int:
+    """Bytes of the points of a piece, of the weights or of all splits' sums."""
+    size = int(variant[0])
+    cut = _Pieces(problem, size, int(variant[1]))
+    splits = int(variant[3]) * len(cut.cuts) if len(variant) == 4 and problem.operation == "weight" else 1
+    channels, filters = (ceil_div(length, 128) * 128 for length in (problem.channels, problem.filters))  # padded to whole tiles at most
+    return (size + 2) ** 2 * 4 * ((problem.channels + problem.filters) * cut.pitch + splits * channels * filters)
 
 
 def _gemm_tiles(problem: Problem) -> list[Tile]:
