@@ -6,6 +6,7 @@ of them. Double backward is made by PyTorch of forward convolutions with the ven
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from . import native, runtime
 from .choose import Choice, Settings, prepare
-from .problem import DTYPES, Problem, fully
+from .problem import DTYPES, Problem, fully, image_size, map_size
 
 Gradients = tuple["Tensor | None", "Tensor | None", "Tensor | None"]
 Function = Callable[..., Any]
@@ -53,13 +54,14 @@ def convolution(
 ) -> Tensor:  # fmt: skip
     """`aten::convolution`."""
     key = (
-        input.shape, weight.shape, input.dtype, weight.dtype, input.get_device(), bias is None, groups, transposed,
+        input.shape, weight.shape, input.dtype, weight.dtype, input.get_device(), _kind(bias), groups, transposed,
         *stride, *padding, *dilation, *output_padding, _order(input, weight),
     )  # fmt: skip
     function = _forward.get(key)
     if function is None:
         function = _make_forward(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
-        _keep(_forward, key, function)
+        if _full(input, stride, padding, dilation, output_padding):
+            _keep(_forward, key, function)
     result: Tensor = function(input, weight, bias)
     return result
 
@@ -77,7 +79,8 @@ def convolution_backward(
     if function is None:
         arguments = (grad_output, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, output_mask)
         function = _make_backward(*arguments)
-        _keep(_backward, key, function)
+        if _full(input, stride, padding, dilation, output_padding):
+            _keep(_backward, key, function)
     result: Gradients = function(grad_output, input, weight, bias_sizes)
     return result
 
@@ -85,6 +88,16 @@ def convolution_backward(
 def _order(input: Tensor, weight: Tensor) -> Any:
     """What the memory format of the result depends on; nothing for the usual dense tensors."""
     return None if input.is_contiguous() and weight.is_contiguous() else (input.stride(), weight.stride())
+
+
+def _kind(bias: Tensor | None) -> Any:
+    """What a bias must have for a prepared call to take it: kernels read it by its address."""
+    return None if bias is None else (bias.shape, bias.dtype, bias.get_device())
+
+
+def _full(input: Tensor, *geometry: list[int]) -> bool:
+    """Whether there is a number for each dimension. PyTorch takes one for all too, but then keys of different calls could be the same numbers."""
+    return all(len(each) == input.dim() - 2 for each in geometry)
 
 
 def _keep(cache: dict[tuple[Any, ...], Function], key: tuple[Any, ...], function: Function) -> None:
@@ -123,7 +136,7 @@ def _fall_back(reason: str) -> None:
 
 
 def _problem(
-    operation: str, image: torch.Size, map_: torch.Size, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int],
+    operation: str, image: tuple[int, ...], map_: tuple[int, ...], weight: Tensor, stride: list[int], padding: list[int], dilation: list[int],
     groups: int, bias: bool,
 ) -> Problem:  # fmt: skip
     dimensions = weight.dim() - 2
@@ -147,21 +160,27 @@ def _choose(problem: Problem) -> Choice:
 
 
 def _format(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> torch.memory_format | None:
-    """The memory format that PyTorch promises of the result (torch.compile relies on it); None for dense in order."""
-    if input.dim() == 3:
-        return None
+    """The memory format that PyTorch promises of the result (torch.compile relies on it); None for dense in order.
+
+    Raises:
+        RuntimeError: sizes that do not fit together, in PyTorch's own words: it checks them where it selects a backend.
+    """
     backend = torch._C._select_conv_backend(input, weight, bias, *geometry)
     determine = getattr(torch._C, "_conv_determine_backend_memory_format", None)
-    if determine is None:
+    if determine is None or input.dim() == 3:
         return None
     promised: torch.memory_format = determine(input, weight, backend)
     return None if promised == torch.contiguous_format else promised
 
 
-def _result_shape(input: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> torch.Size:
-    """By PyTorch's own rules, errors and all, without touching data."""
-    result: torch.Size = torch.ops.aten.convolution.default(input.to("meta"), weight.to("meta"), None, *geometry).shape
-    return result
+def _result_shape(input: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> tuple[int, ...]:
+    """By formula, after `_format` has had the sizes checked."""
+    lists, transposed, groups = (*geometry[:3], geometry[4]), geometry[3], geometry[5]
+    size, kernel = tuple(input.shape[2:]), tuple(weight.shape[2:])
+    stride, padding, dilation, output_padding = (fully(values, len(kernel)) for values in lists)
+    if transposed:
+        return (input.shape[0], weight.shape[1] * groups, *image_size(size, kernel, stride, padding, dilation, output_padding))
+    return (input.shape[0], weight.shape[0], *map_size(size, kernel, stride, padding, dilation))
 
 
 def _make_forward(
@@ -179,34 +198,43 @@ def _make_forward(
 
     if reason := _unserved(input, weight, bias):
         return own(reason)
+    format_ = _format(input, weight, bias, geometry)
     result = _result_shape(input, weight, geometry)
     operation = "input" if transposed else "forward"
     image, map_ = (result, input.shape) if transposed else (input.shape, result)
     problem = _problem(operation, image, map_, weight, stride, padding, dilation, groups, bias is not None)
     if problem.empty:
         return own("an empty tensor")
-    format_ = _format(input, weight, bias, geometry)
     choice = _choose(problem)
     run, name, device = choice.run, choice.name, input.get_device()
 
+    several = device >= 0 and torch.cuda.device_count() > 1
+
     def function(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         calls[name] += 1
-        with _on(device):
+        if device >= 0 and not _thread.ready:
+            _thread.begin(device)
+        if several:
+            with torch.cuda.device(device):
+                result = run(input.contiguous(), weight.contiguous(), bias if bias is None else bias.contiguous())
+        else:
             result = run(input.contiguous(), weight.contiguous(), bias if bias is None else bias.contiguous())
         return result if format_ is None else result.contiguous(memory_format=format_)
-
-    if device < 0 or torch.cuda.device_count() == 1:
-
-        def function(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            calls[name] += 1
-            result = run(input.contiguous(), weight.contiguous(), bias)
-            return result if format_ is None else result.contiguous(memory_format=format_)
 
     return function
 
 
-def _on(device: int) -> Any:
-    return torch.cuda.device(device)
+class _Thread(threading.local):
+    """What a thread has to do once: autograd's own threads have no context of the device until PyTorch launches something there."""
+
+    ready = False
+
+    def begin(self, device: int) -> None:
+        torch.zeros(1, device=torch.device("cuda", device))
+        self.ready = True
+
+
+_thread = _Thread()
 
 
 def _make_backward(
@@ -236,10 +264,13 @@ def _make_backward(
     sums = (0, *range(2, grad_output.dim()))
     device = input.get_device()
     several = device >= 0 and torch.cuda.device_count() > 1
+    data_name, weights_name = data.name if data else "", weights.name if weights else ""
 
     def function(grad_output: Tensor, input: Tensor, weight: Tensor, bias_sizes: list[int] | None) -> Gradients:
+        if device >= 0 and not _thread.ready:
+            _thread.begin(device)
         if several:
-            with _on(device):
+            with torch.cuda.device(device):
                 return gradients(grad_output, input, weight)
         return gradients(grad_output, input, weight)
 
@@ -247,10 +278,10 @@ def _make_backward(
         grad_output = grad_output.contiguous()
         grad_input = grad_weight = grad_bias = None
         if data is not None:
-            calls[data.name] += 1
+            calls[data_name] += 1
             grad_input = data.run(grad_output, weight.contiguous(), None)
         if weights is not None:
-            calls[weights.name] += 1
+            calls[weights_name] += 1
             input = input.contiguous()
             grad_weight = weights.run(input, grad_output, None) if transposed else weights.run(grad_output, input, None)
         if output_mask[2]:

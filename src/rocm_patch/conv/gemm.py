@@ -30,7 +30,7 @@ def workspace(problem: Problem, variant: str) -> int:
     """Bytes beside the result."""
     size = 8 if problem.dtype == torch.float64 else 4
     total = 0
-    if set(problem.stride) > {1}:
+    if problem.image != problem.map:
         total += problem.batch * problem.channels * math.prod(problem.map) * size
     if problem.operation == "weight":
         if variant == "flat":
@@ -43,8 +43,9 @@ def workspace(problem: Problem, variant: str) -> int:
 def prepare(problem: Problem, variant: str) -> Run:
     groups, batch = problem.groups, problem.batch
     channels, filters, pixels = problem.channels // groups, problem.filters // groups, math.prod(problem.map)
-    strided = any(stride > 1 for stride in problem.stride)
-    picked = (slice(None), slice(None), *(slice(None, None, stride) for stride in problem.stride))
+    # The map may be smaller than the image, step or no step: that of a transposed convolution with an output padding.
+    strided = problem.image != problem.map
+    picked = (slice(None), slice(None), *(slice(None, (m - 1) * stride + 1, stride) for m, stride in zip(problem.map, problem.stride, strict=True)))
     bias_shape = (1, -1, 1)
     image_dense = (batch * groups, channels, pixels) if batch == 1 or groups == 1 else (batch, groups, channels, pixels)
     single = groups == 1 or batch == 1

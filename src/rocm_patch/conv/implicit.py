@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import runtime
-from .launch import ceil_div, divisor, packed, pointers
+from .launch import aligned, ceil_div, divisor, packed, pointers
 from .problem import Problem
 
 Tap = tuple[int, int, int]
@@ -148,8 +148,8 @@ def _too_large(problem: Problem) -> str:
 
 
 def plain(problem: Problem) -> bool:
-    """A GEMM as it lies: one tap, no border, step one."""
-    return problem.taps == 1 and not any(problem.padding) and set(problem.stride) <= {1}
+    """A GEMM as it lies: one tap, no border, step one, and no output padding of a transposed convolution."""
+    return problem.taps == 1 and not any(problem.padding) and set(problem.stride) <= {1} and problem.image == problem.map
 
 
 class GatherGemm:
@@ -243,11 +243,12 @@ def prepare_gather(problem: Problem, tile: Tile, splits: int) -> Callable[[Tenso
         step=stride if forward else ones, out_step=ones if forward else stride, is_plain=plain(problem), delta=_delta(problem, phases),
     )  # fmt: skip
     pack = Packing(problem, gemm, phases, rows, channels)
-    shape, dtype, device = problem.result_shape, problem.dtype, problem.device
+    shape, dtype, device, is_plain = problem.result_shape, problem.dtype, problem.device, plain(problem)
 
     def run(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         result = torch.empty(shape, dtype=dtype, device=device)
         ready = pack.run(weight)
+        source = aligned(source) if is_plain else source
         gemm.run(source.data_ptr(), ready.data_ptr(), 0 if bias is None else bias.data_ptr(), result.data_ptr())
         return result
 
@@ -309,7 +310,7 @@ class WeightGemm:
         in_stride = strides_of(in_size)
         in_pixels, pixels = math.prod(in_size), math.prod(map_size)
         taps = math.prod(kernel)
-        is_plain = taps == 1 and padding == (0, 0, 0) and stride == (1, 1, 1) and pixels % 4 == 0
+        is_plain = taps == 1 and padding == (0, 0, 0) and stride == (1, 1, 1) and in_size == map_size and pixels % 4 == 0
         uniform = 2 if is_plain else 1 if channels % tile.columns == 0 else 0
         chunks = ceil_div(batch * pixels, tile.step)
         self.splits = max(1, min(splits, chunks))
@@ -336,7 +337,8 @@ class WeightGemm:
         defines = (*tile.defines(), ("ELEMENT", runtime.ELEMENTS[dtype]), ("UNIFORM", uniform))
         self.kernel = runtime.runtime_of(device).kernel(runtime.source_of("weight"), "weight", defines)
         self.grid = (ceil_div(taps * channels, tile.columns), ceil_div(filters, tile.rows), self.splits * groups)
-        self.direct = self.splits == 1 and taps == 1 and dtype == _real(dtype)
+        # With one tap or one channel the sums lie as the result does.
+        self.direct = self.splits == 1 and 1 in (taps, channels) and dtype == _real(dtype)
         self.reduce = None if self.direct else _reduction(device, dtype, 1)
         self.reduce_fields = packed(
             self.size, self.splits, channels, taps, *divisor(1), *divisor(1), *divisor(taps * channels), *divisor(channels)
@@ -363,10 +365,12 @@ def prepare_weight(problem: Problem, tile: Tile, splits: int) -> Callable[[Tenso
         channels=problem.channels // problem.groups, groups=problem.groups, in_size=three(problem.image, 1), map_size=three(problem.map, 1),
         kernel=three(problem.kernel, 1), stride=three(problem.stride, 1), padding=three(problem.padding, 0), dilation=three(problem.dilation, 1),
     )  # fmt: skip
-    shape, dtype, device = problem.weight_shape, problem.dtype, problem.device
+    shape, dtype, device, is_plain = problem.weight_shape, problem.dtype, problem.device, plain(problem)
 
     def run(map_: Tensor, image: Tensor, bias: Tensor | None = None) -> Tensor:
         result = torch.empty(shape, dtype=dtype, device=device)
+        if is_plain:
+            map_, image = aligned(map_), aligned(image)
         gemm.run(image.data_ptr(), map_.data_ptr(), result.data_ptr())
         return result
 

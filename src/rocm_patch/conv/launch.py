@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+import torch
+
 
 def divisor(value: int) -> tuple[int, int, int]:
     """(value, magic, shift) so that n // value == (high half of n * magic + n) >> shift for n below 2**31.
@@ -21,6 +23,11 @@ def packed(*values: int) -> bytes:
 
 def pointers(*values: int) -> bytes:
     return struct.pack(f"<{len(values)}Q", *values)
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same, at an address that vectors of four elements can be loaded from: a dense view may begin anywhere."""
+    return tensor.clone() if tensor.data_ptr() % (4 * tensor.element_size()) else tensor
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import im2col
-from .problem import Problem
+from .problem import Problem, map_size
 
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
@@ -52,6 +52,9 @@ def convolution_backward(*arguments: Any) -> tuple[Tensor | None, Tensor | None,
 
 
 def guard(problem: Problem) -> str:
+    """Why not, or nothing."""
+    if problem.map != map_size(problem.image, problem.kernel, problem.stride, problem.padding, problem.dilation):
+        return "an output padding that is not below the step"  # PyTorch would have to be asked for the transposed convolution
     return "" if problem.operation == "forward" or can_do_backward() else "this torch cannot be asked for its own backward"
 
 

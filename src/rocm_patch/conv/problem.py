@@ -127,3 +127,9 @@ Sizes = tuple[int, ...]
 def map_size(image: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> Sizes:
     """Spatial size of the map of a convolution that is not transposed."""
     return tuple((i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in zip(image, kernel, stride, padding, dilation, strict=True))
+
+
+def image_size(size: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, output_padding: Sizes) -> Sizes:
+    """Spatial size of the result of a transposed convolution of a map of this size."""
+    numbers = zip(size, kernel, stride, padding, dilation, output_padding, strict=True)
+    return tuple((o - 1) * s - 2 * p + d * (k - 1) + extra + 1 for o, k, s, p, d, extra in numbers)

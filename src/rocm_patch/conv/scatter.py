@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import runtime
 from .implicit import GATHER_TILES, GatherGemm, _Phase, three
-from .launch import ceil_div, divisor, packed, pointers
+from .launch import aligned, ceil_div, divisor, packed, pointers
 from .problem import Problem
 
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
@@ -89,6 +89,8 @@ def prepare(problem: Problem, variant: tuple[int | str, ...], limit: int) -> Run
         result = torch.empty(problem.image_shape, dtype=dtype, device=device)
         columns = torch.empty((min(piece, problem.batch), rows, pixels), dtype=dtype, device=device)
         matrix = weight.view(filters, rows)
+        if gemms:
+            map_, matrix = aligned(map_), aligned(matrix)
         if gemms and (padded_rows, padded_depth) != (rows, filters):
             matrix = torch.zeros((padded_depth, padded_rows), dtype=dtype, device=device)
             matrix[:filters, :rows] = weight.view(filters, rows)
