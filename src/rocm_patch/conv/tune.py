@@ -10,28 +10,23 @@ that the tuner was killed.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import select
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from . import records, store
+from .child import Child, DiedError, StoppedError
 from .choose import Settings
 from .problem import Problem
 from .records import Key, Measured
 from .suites import Layer
 
+__all__ = ["Outcome", "StoppedError", "problems_of", "tune"]
 DEADLINE = 60.0
 """Seconds without a word, by default: compiling a kernel takes seconds, a search by a vendor's library minutes."""
 START = 240.0
@@ -40,10 +35,6 @@ FAILURES = 3
 """Problems on which an algorithm may end the child before the rest of it is left out, and starts that may fail."""
 BUDGET_MS = 40.0
 """Measured work for each candidate that is near the best."""
-
-
-class StoppedError(RuntimeError):
-    """Nothing more can be measured; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +201,7 @@ class _Tuner:
     def running(self) -> Child:
         """The child, started where there is none; what is stored about its stack is read then."""
         if self.child is None:
-            self.child = Child(self.interpreter)
+            self.child = Child(self.interpreter, "tune_child")
             self.child.say({"device": str(self.device)})
             stack = str(self.child.hear(START)["stack"])
             if stack != self.stack:
@@ -232,106 +223,3 @@ def _boot() -> str:
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return f"boot {file.read().strip()}"
     return "boot unknown"
-
-
-class DiedError(Exception):
-    """The child crashed or hung."""
-
-    def __init__(self, how: str, verdict: str) -> None:
-        super().__init__(how)
-        self.verdict = verdict
-
-
-class Child:
-    """A process that measures (`tune_child`), one line of JSON each way."""
-
-    def __init__(self, interpreter: Sequence[str]) -> None:
-        package = (__package__ or "").split(".")
-        place = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[len(package)]), os.environ.get("PYTHONPATH", "")]))
-        self.errors: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as the child
-        self.pending = b""
-        try:
-            self.process = subprocess.Popen(
-                [*interpreter, "-m", ".".join([*package, "tune_child"])],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.errors,
-                bufsize=0,
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": place, "ROCM_PATCH_CONV": "0"},
-            )
-        except OSError as error:
-            raise StoppedError(f"{interpreter[0]} cannot be run: {error.strerror}") from error
-
-    def say(self, document: dict[str, Any]) -> None:
-        """Send one line."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(document).encode() + b"\n")
-        except BrokenPipeError:
-            raise self._death() from None
-
-    def hear(self, deadline_s: float) -> dict[str, Any]:
-        """One line.
-
-        Raises:
-            DiedError: the child ended, was silent for too long, or spoke nonsense.
-        """
-        assert self.process.stdout is not None
-        until = time.monotonic() + deadline_s
-        while b"\n" not in self.pending:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, until - time.monotonic()))
-            if not ready:
-                self.end()
-                raise DiedError(f"no answer in {deadline_s:.0f} s", "hung")
-            part = self.process.stdout.read(65536)
-            if not part:
-                raise self._death()
-            self.pending += part
-        line, self.pending = self.pending.split(b"\n", 1)
-        try:
-            found = json.loads(line)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            self.end()
-            raise DiedError("it said what was never agreed", "crashed")
-        return found
-
-    def _death(self) -> DiedError:
-        self.end(wait_s=5.0)
-        code = self.process.returncode
-        how = f"signal {_signal_name(-code)}" if code is not None and code < 0 else f"exit status {code}"
-        self.errors.seek(0)
-        words = [line.strip() for line in self.errors.read()[-4000:].splitlines() if line.strip()]
-        return DiedError(f"{how}: {words[-1][:300]}" if words else how, "crashed")
-
-    def end(self, wait_s: float = 0.0) -> None:
-        """End it and what it started.
-
-        Raises:
-            StoppedError: the kernel does not let it go.
-        """
-        try:
-            self.process.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            try:
-                self.process.wait(5.0)
-            except subprocess.TimeoutExpired:
-                raise StoppedError(f"process {self.process.pid} does not end: the driver of the GPU holds it; restart the machine") from None
-        self.close()
-
-    def close(self) -> None:
-        """Give back the pipes."""
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream:
-                stream.close()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)
