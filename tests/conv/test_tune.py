@@ -305,6 +305,15 @@ def test_the_reference_is_another_computation():
     assert verify.check(case, run(*case.operands), "im2col", ()) == ""
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("operation", ["forward", "input", "weight"])
+def test_a_reference_of_the_device_is_confirmed_by_the_cpu_or_not_taken(operation, groups):
+    problem = parse(f"{operation} float32 n3 c8 k6 g{groups} i9x8 w3x2 s2x1 p1x0 d1x1 o5x7{' bias' * (operation != 'weight')}", CPU)
+    case = verify.case(problem, 7)
+    assert verify.confirmed(problem, case.operands, case.values)
+    assert not verify.confirmed(problem, case.operands, case.values * (1 + 1e-9))
+
+
 def test_poison_shows_and_is_gone_after():
     with verify.poisoned():
         assert torch.empty(3).isnan().all()

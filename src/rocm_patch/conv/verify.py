@@ -75,9 +75,34 @@ def canary(operands: tuple[Tensor | None, ...]) -> tuple[float, ...]:
 def _exact(problem: Problem, operands: tuple[Tensor, Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
     if problem.device.type != "cpu" and problem.multiplications > SMALL:
         with contextlib.suppress(RuntimeError):  # no memory, or no BLAS that works
-            return _float64(problem, operands, problem.device)
+            values, sums = _float64(problem, operands, problem.device)
+            if confirmed(problem, operands, values):
+                return values, sums
     values, sums = _float64(problem, operands, torch.device("cpu"))
     return values.to(problem.device), sums.to(problem.device)
+
+
+def confirmed(problem: Problem, operands: tuple[Tensor, Tensor, Tensor | None], values: Tensor) -> bool:
+    """Whether the CPU finds one plane of the result as well: on a stack under suspicion the device's float64 is no better than the rest."""
+    group = problem.groups - 1
+    first, second, bias = operands
+    channels = slice(group * problem.channels // problem.groups, (group + 1) * problem.channels // problem.groups)
+    filters = slice(group * problem.filters // problem.groups, (group + 1) * problem.filters // problem.groups)
+    image, plane = problem.batch - 1, channels.start if problem.operation == "input" else filters.start
+    if problem.operation == "weight":
+        cut = (first[:, filters.start : filters.start + 1], second[:, channels.start : channels.start + 1])
+        small = dataclasses.replace(problem, groups=1, channels=1, filters=1)
+        found = values[filters.start, 0]
+    else:
+        forward = problem.operation == "forward"
+        cut = (first[image:, channels if forward else filters], second[filters.start : filters.start + 1] if forward else second[filters, :1])
+        sizes = (channels.stop - channels.start, 1) if forward else (1, filters.stop - filters.start)
+        small = dataclasses.replace(problem, groups=1, batch=1, channels=sizes[0], filters=sizes[1])
+        found = values[image, plane]
+    part = (cut[0].contiguous(), cut[1].contiguous(), None if bias is None else bias[plane : plane + 1])
+    expected, sums = _float64(small, part, torch.device("cpu"))
+    bound = 2 * BOUND * ROUND[torch.float64] * sums.double() + torch.finfo(torch.float64).tiny
+    return bool(((found.cpu() - expected.reshape(found.shape)).abs() <= bound.reshape(found.shape)).all())
 
 
 def _float64(problem: Problem, operands: tuple[Tensor, Tensor, Tensor | None], device: torch.device) -> tuple[Tensor, Tensor]:
