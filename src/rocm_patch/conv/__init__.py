@@ -44,31 +44,34 @@ def enable(devices: tuple[str, ...] = ("cuda", "cpu"), *, blas: bool = True, wor
         tuned: whether choices that were measured on this stack are used.
 
     Raises:
-        ValueError: a device type that is none of "cuda" and "cpu".
+        ValueError: a device type that is none of "cuda" and "cpu"; a ROCM_PATCH_CONV_WORKSPACE that is no number of MiB.
     """
     global _library, _devices, _vendor_before
     unknown = [device for device in devices if device not in KEYS]
     if unknown:
         raise ValueError(f"devices are of {', '.join(KEYS)}, not {', '.join(unknown)}")
     if workspace is None:
-        workspace = int(os.environ.get("ROCM_PATCH_CONV_WORKSPACE", "256")) << 20
+        text = os.environ.get("ROCM_PATCH_CONV_WORKSPACE") or "256"
+        if not (text.isascii() and text.isdigit() and len(text) < 9):
+            raise ValueError(f"ROCM_PATCH_CONV_WORKSPACE is a number of MiB, not {text[:40]!r}")
+        workspace = int(text) << 20
     with _lock:
         disable()
         dispatch.configure(Settings(workspace, blas, tuned))
         library = torch.library.Library("aten", "IMPL")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*[Oo]verrid")  # newer versions of torch say it of every override: it is what we are for
-            for device in devices:
+            for device in dict.fromkeys(devices):
                 library.impl("convolution", dispatch.convolution, KEYS[device])
                 library.impl("convolution_backward", dispatch.convolution_backward, KEYS[device])
-        _library, _devices = library, tuple(devices)
+        _library, _devices = library, tuple(dict.fromkeys(devices))
         if "cuda" in devices:
             _vendor_before = torch.backends.cudnn.enabled
             torch.backends.cudnn.enabled = False
 
 
 def disable() -> None:
-    """Restore the operators and the switch exactly as they were before `enable`."""
+    """Restore the operators as they were before `enable`, and the switch unless the program has set it since."""
     global _library, _devices, _vendor_before
     with _lock:
         if _library is not None:
@@ -76,7 +79,8 @@ def disable() -> None:
                 _library._destroy()
             _library = None
         if _vendor_before is not None:
-            torch.backends.cudnn.enabled = _vendor_before
+            if not torch.backends.cudnn.enabled:
+                torch.backends.cudnn.enabled = _vendor_before
             _vendor_before = None
         _devices = ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 
@@ -86,3 +87,12 @@ def prepare(problem: Problem, settings: Settings) -> Choice:
 
 _PREPARING = threading.Lock()
 """Kernels are compiled once, not once a thread."""
+
+
+def _forked() -> None:
+    """A thread of the parent may have held the lock; it is none of the child's, and would be held there for ever."""
+    global _PREPARING
+    _PREPARING = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)

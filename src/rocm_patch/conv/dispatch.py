@@ -26,8 +26,8 @@ calls: Counter[str] = Counter()
 fallbacks: Counter[str] = Counter()
 choices: dict[str, Choice] = {}
 """What was chosen, by the problem's name: for `bench` and for people who want to know."""
-_forward: dict[tuple[Any, ...], Function] = {}
-_backward: dict[tuple[Any, ...], Function] = {}
+_forward: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
+_backward: dict[tuple[Any, ...], Callable[..., Gradients]] = {}
 _settings = Settings()
 MOST_KEPT = 4096
 """Prepared calls of one direction."""
@@ -54,7 +54,7 @@ def convolution(
 ) -> Tensor:  # fmt: skip
     """`aten::convolution`."""
     key = (
-        input.shape, weight.shape, input.dtype, weight.dtype, input.get_device(), _kind(bias), groups, transposed,
+        input.shape, weight.shape, input.dtype, weight.dtype, input.get_device(), weight.get_device(), _kind(bias), groups, transposed,
         *stride, *padding, *dilation, *output_padding, _order(input, weight),
     )  # fmt: skip
     function = _forward.get(key)
@@ -62,8 +62,10 @@ def convolution(
         function = _make_forward(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
         if _full(input, stride, padding, dilation, output_padding):
             _keep(_forward, key, function)
-    result: Tensor = function(input, weight, bias)
-    return result
+    if _autocasts():
+        with torch.autocast(input.device.type, enabled=False):
+            return function(input, weight, bias)
+    return function(input, weight, bias)
 
 
 def convolution_backward(
@@ -72,8 +74,8 @@ def convolution_backward(
 ) -> Gradients:  # fmt: skip
     """`aten::convolution_backward`."""
     key = (
-        grad_output.shape, input.shape, weight.shape, input.dtype, weight.dtype, grad_output.dtype, input.get_device(), groups, transposed,
-        *stride, *padding, *dilation, *output_padding, *output_mask, _order(input, weight),
+        grad_output.shape, input.shape, weight.shape, input.dtype, weight.dtype, grad_output.dtype, input.get_device(), weight.get_device(),
+        grad_output.get_device(), groups, transposed, *stride, *padding, *dilation, *output_padding, *output_mask, _order(input, weight),
     )  # fmt: skip
     function = _backward.get(key)
     if function is None:
@@ -81,13 +83,27 @@ def convolution_backward(
         function = _make_backward(*arguments)
         if _full(input, stride, padding, dilation, output_padding):
             _keep(_backward, key, function)
-    result: Gradients = function(grad_output, input, weight, bias_sizes)
-    return result
+    if _autocasts():
+        with torch.autocast(input.device.type, enabled=False):
+            return function(grad_output, input, weight, bias_sizes)
+    return function(grad_output, input, weight, bias_sizes)
+
+
+def _either_autocasts() -> bool:
+    return bool(torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled())
+
+
+_autocasts: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", _either_autocasts)
+"""Whether products that we ask torch for would be made in half precision: a backward, or a convolution that no layer called, within autocast."""
 
 
 def _order(input: Tensor, weight: Tensor) -> Any:
-    """What the memory format of the result depends on; nothing for the usual dense tensors."""
-    return None if input.is_contiguous() and weight.is_contiguous() else (input.stride(), weight.stride())
+    """What the memory format of the result depends on; nothing for the usual dense tensors.
+
+    With a size of one the same tensor can be contiguous and channels_last, and PyTorch goes by the strides.
+    """
+    usual = input.is_contiguous() and weight.is_contiguous() and 1 not in input.shape and 1 not in weight.shape
+    return None if usual else (input.stride(), weight.stride())
 
 
 def _kind(bias: Tensor | None) -> Any:
@@ -100,11 +116,11 @@ def _full(input: Tensor, *geometry: list[int]) -> bool:
     return all(len(each) == input.dim() - 2 for each in geometry)
 
 
-def _keep(cache: dict[tuple[Any, ...], Function], key: tuple[Any, ...], function: Function) -> None:
+def _keep(cache: dict[Any, Any], key: Any, value: Any) -> None:
     """A program that never repeats a shape must not grow for ever."""
     if len(cache) >= MOST_KEPT:
         cache.clear()
-    cache[key] = function
+    cache[key] = value
 
 
 # ------------------------------------------------------------------ made once for a problem
@@ -155,7 +171,7 @@ def _choose(problem: Problem) -> Choice:
         if not fallbacks[reason]:
             warnings.warn(f"rocm-patch: {reason}", RuntimeWarning, stacklevel=5)
         fallbacks[reason] += 1
-    choices[problem.name()] = choice
+    _keep(choices, problem.name(), choice)
     return choice
 
 
@@ -212,7 +228,7 @@ def _make_forward(
 
     def function(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         calls[name] += 1
-        if device >= 0 and not _thread.ready:
+        if device >= 0 and device not in _thread.ready:
             _thread.begin(device)
         if several:
             with torch.cuda.device(device):
@@ -225,13 +241,14 @@ def _make_forward(
 
 
 class _Thread(threading.local):
-    """What a thread has to do once: autograd's own threads have no context of the device until PyTorch launches something there."""
+    """What a thread has to do once a device: autograd's own threads have no context of it until PyTorch launches something there."""
 
-    ready = False
+    def __init__(self) -> None:
+        self.ready: set[int] = set()
 
     def begin(self, device: int) -> None:
         torch.zeros(1, device=torch.device("cuda", device))
-        self.ready = True
+        self.ready.add(device)
 
 
 _thread = _Thread()
@@ -247,6 +264,8 @@ def _make_backward(
     if not reason:
         problem = _problem("weight", image, map_, weight, stride, padding, dilation, groups, False)
         reason = "an empty tensor" if problem.empty else ""
+    if not reason and tuple(grad_output.shape) != _result_shape(input, weight, geometry):
+        reason = "a gradient of another shape than the result's"
     if reason:
 
         def own(grad_output: Tensor, input: Tensor, weight: Tensor, bias_sizes: list[int] | None) -> Gradients:
@@ -267,7 +286,7 @@ def _make_backward(
     data_name, weights_name = data.name if data else "", weights.name if weights else ""
 
     def function(grad_output: Tensor, input: Tensor, weight: Tensor, bias_sizes: list[int] | None) -> Gradients:
-        if device >= 0 and not _thread.ready:
+        if device >= 0 and device not in _thread.ready:
             _thread.begin(device)
         if several:
             with torch.cuda.device(device):

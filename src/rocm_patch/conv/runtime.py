@@ -12,6 +12,7 @@ import glob
 import hashlib
 import os
 import re
+import stat
 import struct
 import tempfile
 import threading
@@ -155,7 +156,7 @@ class DeviceRuntime:
         properties = torch.cuda.get_device_properties(device)
         if self.vendor is HIP:
             self.effective = properties.gcnArchName.split(":")[0]
-            self.target = os.environ.get("ROCM_PATCH_CONV_TARGET", self.effective)
+            self.target = os.environ.get("ROCM_PATCH_CONV_TARGET") or self.effective
             self.features = ""
         else:
             self.target = self.effective = f"sm_{properties.major}{properties.minor}"
@@ -266,22 +267,33 @@ EXTRA: dict[str, Runtime] = {}
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels lie: $XDG_CACHE_HOME/rocm-patch/conv."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if home.startswith("/") else Path(os.path.expanduser("~")) / ".cache") / "rocm-patch" / "conv"
+    """Where compiled kernels lie: $XDG_CACHE_HOME/rocm-patch/conv; nowhere for a user without a home, never in the working directory."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    home = os.path.expanduser("~")
+    place = Path(cache) if cache.startswith("/") else Path(home if home.startswith("/") else os.devnull) / ".cache"
+    return place / "rocm-patch" / "conv"
 
 
-MAGIC = b"rocm-patch conv 1\n"
+MAGIC = b"rocm-patch conv 2\n"
 
 
 def cached(key: str) -> bytes | None:
-    """The code of this key, or None: not there, cut short, damaged."""
+    """The code of this key, or None: not there, cut short, damaged, of another key, or writable by somebody else, whose code it would be."""
     try:
-        data = (cache_folder() / key).read_bytes()
+        descriptor = os.open(cache_folder() / key, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe there must not hold us up
+        with os.fdopen(descriptor, "rb") as file:
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return None
+            data = file.read()
     except OSError:
         return None
-    body = data[len(MAGIC) + 32 :]
-    return body if data[: len(MAGIC) + 32] == MAGIC + hashlib.sha256(body).digest() else None
+    head = len(MAGIC) + 32
+    return data[head:] if data[:head] == _head(key, data[head:]) else None
+
+
+def _head(key: str, code: bytes) -> bytes:
+    return MAGIC + hashlib.sha256(key.encode() + code).digest()
 
 
 def keep(key: str, code: bytes) -> None:
@@ -292,7 +304,7 @@ def keep(key: str, code: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(MAGIC + hashlib.sha256(code).digest() + code)
+                file.write(_head(key, code) + code)
             os.replace(temporary, folder / key)
         except OSError:
             os.unlink(temporary)
