@@ -179,7 +179,7 @@ def _format(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[
     """The memory format that PyTorch promises of the result (torch.compile relies on it); None for dense in order.
 
     Raises:
-        RuntimeError: sizes that do not fit together, in PyTorch's own words: it checks them where it selects a backend.
+        RuntimeError: sizes that do not fit together; PyTorch checks most of that where it selects a backend.
     """
     backend = torch._C._select_conv_backend(input, weight, bias, *geometry)
     determine = getattr(torch._C, "_conv_determine_backend_memory_format", None)
@@ -189,14 +189,20 @@ def _format(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[
     return None if promised == torch.contiguous_format else promised
 
 
-def _result_shape(input: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> tuple[int, ...]:
-    """By formula, after `_format` has had the sizes checked."""
+def _result_shape(input: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> tuple[int, ...] | None:
+    """None for numbers that no convolution has. Some torches divide by them where they select a backend, so this comes before `_format`."""
     lists, transposed, groups = (*geometry[:3], geometry[4]), geometry[3], geometry[5]
     size, kernel = tuple(input.shape[2:]), tuple(weight.shape[2:])
-    stride, padding, dilation, output_padding = (fully(values, len(kernel)) for values in lists)
+    stride, padding, dilation, output_padding = each = tuple(fully(values, len(kernel)) for values in lists)
+    if len(size) != len(kernel) or any(len(values) != len(size) for values in each) or min(groups, *stride, *dilation) < 1 or min(padding) < 0:
+        return None
     if transposed:
-        return (input.shape[0], weight.shape[1] * groups, *image_size(size, kernel, stride, padding, dilation, output_padding))
-    return (input.shape[0], weight.shape[0], *map_size(size, kernel, stride, padding, dilation))
+        spatial = image_size(size, kernel, stride, padding, dilation, output_padding)
+        fits = all(0 <= extra < max(s, d) for extra, s, d in zip(output_padding, stride, dilation, strict=True))
+        filters = weight.shape[1] * groups
+    else:
+        spatial, fits, filters = map_size(size, kernel, stride, padding, dilation), True, weight.shape[0]
+    return (input.shape[0], filters, *spatial) if fits and min(spatial) > 0 else None
 
 
 def _make_forward(
@@ -214,8 +220,20 @@ def _make_forward(
 
     if reason := _unserved(input, weight, bias):
         return own(reason)
-    format_ = _format(input, weight, bias, geometry)
-    result = _result_shape(input, weight, geometry)
+    format_, result = None, _result_shape(input, weight, geometry)
+    if result is not None:
+        try:
+            format_ = _format(input, weight, bias, geometry)
+        except RuntimeError:
+            result = None
+    if result is None:
+
+        def refused(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            result = native.convolution(input, weight, bias, *geometry)  # raises, in PyTorch's own words
+            _fall_back("sizes that do not fit")
+            return result
+
+        return refused
     operation = "input" if transposed else "forward"
     image, map_ = (result, input.shape) if transposed else (input.shape, result)
     problem = _problem(operation, image, map_, weight, stride, padding, dilation, groups, bias is not None)

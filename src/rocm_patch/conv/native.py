@@ -46,9 +46,22 @@ def can_do_backward() -> bool:
 
 
 def convolution_backward(*arguments: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """`aten::convolution_backward` as it was before our override, same arguments."""
-    result: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward.default.redispatch(_spare(), *arguments)
-    return result
+    """`aten::convolution_backward` as it was before our override, same arguments.
+
+    Raises:
+        RuntimeError: torch before 2.5 or so cannot be asked for it. What is empty needs no asking; it leaves dtypes that those versions have no
+            convolutions for either.
+    """
+    keys = _spare()
+    if keys is not None:
+        result: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward.default.redispatch(keys, *arguments)
+        return result
+    grad_output, *operands = arguments[:3]
+    mask = arguments[-1]
+    if all(tensor.numel() for tensor in (grad_output, *operands)):
+        raise RuntimeError(f"torch {torch.__version__} has no way past rocm-patch to its own gradient of a {grad_output.dtype} convolution")
+    first, second = (torch.zeros_like(tensor) if wanted else None for tensor, wanted in zip(operands, mask[:2], strict=True))
+    return first, second, grad_output.sum((0, *range(2, grad_output.dim()))) if mask[2] else None
 
 
 def guard(problem: Problem) -> str:
