@@ -97,6 +97,13 @@ def test_a_gradient_of_another_shape_is_pytorchs_to_refuse(engine, shape):
 
 
 @pytest.mark.filterwarnings("ignore:rocm-patch")
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+def test_an_input_of_too_few_dimensions_is_refused_in_pytorchs_words(engine, shape):
+    with pytest.raises(RuntimeError, match="Expected|dimension"):
+        torch.ops.aten.convolution(torch.randn(shape), torch.randn(2, 3, 3, 3), None, *PLAIN)
+
+
+@pytest.mark.filterwarnings("ignore:rocm-patch")
 def test_gradients_of_an_empty_batch(engine):
     image, weight, bias = torch.randn(0, 4, 6, 6), torch.randn(5, 4, 3, 3, requires_grad=True), torch.randn(5, requires_grad=True)
     image.requires_grad_()

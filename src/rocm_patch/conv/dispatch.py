@@ -53,9 +53,10 @@ def convolution(
     transposed: bool, output_padding: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     """`aten::convolution`."""
+    shape, weight_shape = input.shape, weight.shape
     key = (
-        input.shape, weight.shape, input.dtype, weight.dtype, input.get_device(), weight.get_device(), _kind(bias), groups, transposed,
-        *stride, *padding, *dilation, *output_padding, _order(input, weight),
+        shape, weight_shape, input.dtype, weight.dtype, input.get_device(), weight.get_device(), _kind(bias), groups, transposed,
+        *stride, *padding, *dilation, *output_padding, _order(input, shape), _order(weight, weight_shape),
     )  # fmt: skip
     function = _forward.get(key)
     if function is None:
@@ -73,9 +74,11 @@ def convolution_backward(
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int, output_mask: list[bool],
 ) -> Gradients:  # fmt: skip
     """`aten::convolution_backward`."""
+    shape, weight_shape = input.shape, weight.shape
     key = (
-        grad_output.shape, input.shape, weight.shape, input.dtype, weight.dtype, grad_output.dtype, input.get_device(), weight.get_device(),
-        grad_output.get_device(), groups, transposed, *stride, *padding, *dilation, *output_padding, *output_mask, _order(input, weight),
+        grad_output.shape, shape, weight_shape, input.dtype, weight.dtype, grad_output.dtype, input.get_device(), weight.get_device(),
+        grad_output.get_device(), groups, transposed, *stride, *padding, *dilation, *output_padding, *output_mask,
+        _order(input, shape), _order(weight, weight_shape),
     )  # fmt: skip
     function = _backward.get(key)
     if function is None:
@@ -97,13 +100,13 @@ _autocasts: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", _
 """Whether products that we ask torch for would be made in half precision: a backward, or a convolution that no layer called, within autocast."""
 
 
-def _order(input: Tensor, weight: Tensor) -> Any:
-    """What the memory format of the result depends on; nothing for the usual dense tensors.
+def _order(tensor: Tensor, shape: torch.Size) -> Any:
+    """What the memory format of the result depends on; nothing for the usual dense tensor.
 
-    With a size of one the same tensor can be contiguous and channels_last, and PyTorch goes by the strides.
+    With one channel or one pixel the same tensor can be contiguous and channels_last, and PyTorch goes by the strides.
     """
-    usual = input.is_contiguous() and weight.is_contiguous() and 1 not in input.shape and 1 not in weight.shape
-    return None if usual else (input.stride(), weight.stride())
+    usual = len(shape) > 2 and shape[1] != 1 and shape[-1] != 1 and tensor.is_contiguous()
+    return None if usual else tensor.stride()
 
 
 def _kind(bias: Tensor | None) -> Any:
