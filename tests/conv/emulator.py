@@ -21,6 +21,7 @@ class Emulated:
 
     def launch(self, grid, block, arguments):
         self.launches += 1
+        assert max(grid[1:]) <= 65535, "a GPU refuses such a grid"
         code = self.function(*grid, block, 1, 1, arguments)
         assert code == 0, "threads of one block reached different barriers"
 

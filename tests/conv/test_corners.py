@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from rocm_patch import conv  # noqa: E402
 from rocm_patch.conv import choose, dispatch, runtime  # noqa: E402
+from rocm_patch.conv.problem import Problem  # noqa: E402
 
 PLAIN = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 
@@ -211,3 +212,46 @@ def test_without_a_home_nothing_is_written_into_the_working_directory(tmp_path, 
     runtime.keep(KEY, b"code")
     assert runtime.cached(KEY) is None
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------ what a GPU refuses to launch
+
+
+class Launched:
+    """A kernel that does nothing but what a driver does first."""
+
+    def launch(self, grid, block, arguments):
+        assert max(grid[1:]) <= 65535
+
+
+class Driver:
+    target = "none"
+
+    def kernel(self, source, name, defines):
+        return Launched()
+
+
+@pytest.mark.parametrize("operation", ["forward", "input", "weight"])
+@pytest.mark.parametrize(
+    ("groups", "width", "stride"), [(65536, 1, 1), (20000, 1, 2), (40000, 3, 1), (65535, 1, 1)], ids=["groups", "phases", "tiles", "most"]
+)
+def test_no_grid_is_larger_than_a_gpu_takes(monkeypatch, operation, groups, width, stride):
+    monkeypatch.setitem(runtime.EXTRA, "cpu", Driver())
+    runtime.runtime_of.cache_clear()
+    runtime.missing.cache_clear()
+    size, channels = (3 + stride - 1) // stride, groups * width
+    problem = Problem(
+        operation, torch.device("cpu"), torch.float32, 1, channels, channels, groups, (3, 3), (size, size), (3, 3), (stride,) * 2, (1, 1), (1, 1)
+    )
+    shapes = {"forward": (problem.image_shape, problem.weight_shape), "input": (problem.map_shape, problem.weight_shape)}
+    first, second = (torch.zeros(shape) for shape in shapes.get(operation, (problem.map_shape, problem.image_shape)))
+    ran = 0
+    try:
+        for row, variant in choose.candidates(problem, choose.Settings(tuned=False), most=8):
+            if row.kernels:
+                row.prepare(problem, variant, 256 << 20)(first, second, None)
+                ran += 1
+    finally:
+        runtime.runtime_of.cache_clear()
+        runtime.missing.cache_clear()
+    assert ran or groups > 65535

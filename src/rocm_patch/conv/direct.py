@@ -54,7 +54,7 @@ def guard(problem: Problem) -> str:
         return "more than 32 channels to be summed"
     if problem.operation == "input" and max(problem.stride) > 8:
         return "a stride of more than 8"
-    if problem.groups * ceil_div(filters, 4) > 65535 or problem.groups * ceil_div(channels, 4) > 65535:
+    if problem.groups * ceil_div(max(filters, channels), 2) > 65535:  # tiles of two filters at least, or of one that is all there is
         return "more than 65535 groups"
     return _too_large(problem) or ("" if variants(problem) else "too many taps for registers and local memory")
 

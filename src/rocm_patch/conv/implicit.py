@@ -77,6 +77,8 @@ DOUBLE_TILE = Tile(64, 64, 16, 4, 4, 2)
 
 MAX_PHASES = 8
 LIMIT = 2**31 - 1
+GRID = 65535
+"""Blocks of a launch in its second and third dimension, at most."""
 
 
 def three(values: tuple[int, ...], fill: int) -> Tap:
@@ -144,6 +146,8 @@ def guard_weight(problem: Problem) -> str:
 def _too_large(problem: Problem) -> str:
     largest = max(math.prod(problem.image_shape), math.prod(problem.map_shape), math.prod(problem.weight_shape))
     reach = sum((k + 1) * d + p for k, d, p in zip(problem.kernel, problem.dilation, problem.padding, strict=True))
+    if problem.groups * (min(MAX_PHASES, math.prod(problem.stride)) if problem.operation == "input" else 1) > GRID:
+        return "more groups than a grid of blocks is deep"
     return "more than 2**31 elements" if largest * 2 > LIMIT or reach > 2**20 or problem.taps > 1024 else ""
 
 

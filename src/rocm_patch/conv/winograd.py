@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import runtime
-from .implicit import GATHER_TILES, WEIGHT_TILES, GatherGemm, Tile, WeightGemm, _Phase, units_of
+from .implicit import GATHER_TILES, GRID, WEIGHT_TILES, GatherGemm, Tile, WeightGemm, _Phase, units_of
 from .launch import ceil_div, divisor, packed, pointers
 from .problem import Problem
 
@@ -31,6 +31,8 @@ def guard(problem: Problem) -> str:
         return "not a 3x3 window of step one"
     if problem.dtype != torch.float32:
         return "float32 only"
+    if max(problem.channels, problem.filters) > GRID:
+        return "more channels than a grid of blocks is high"
     if max(problem.padding) > 2:
         return "a border wider than the window"
     if 2 * max(math.prod(problem.image_shape), math.prod(problem.map_shape)) > 2**31 - 1:
