@@ -11,7 +11,7 @@ venv=${ROCM_PATCH_CHECK_VENV:-.venv-check}
 pip="$venv/bin/pip --disable-pip-version-check"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || { echo "error: on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
 echo "Setting up $venv ..."
-$pip install --quiet "pytest>=9" "pytest-randomly>=3.15" "hypothesis>=6.100" "mypy>=1.10" "ruff>=0.6" "import-linter>=2.0" "build>=1.2" "hatchling>=1.24"
+$pip install --quiet "pytest>=9" "pytest-randomly>=3.15" "hypothesis>=6.100" "expecttest>=0.2" "mypy>=1.10" "ruff>=0.6" "import-linter>=2.0" "build>=1.2" "hatchling>=1.24"
 $pip install --quiet --only-binary :all: "llvmlite>=0.50" || echo "No llvmlite for this Python: the tests that compile GPU programs are skipped."
 $pip install --quiet --force-reinstall --no-deps .
 $pip install --quiet .
