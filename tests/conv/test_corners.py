@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="the engine works on torch's tensors
 import torch.nn.functional as F  # noqa: E402
 
 from rocm_patch import conv  # noqa: E402
-from rocm_patch.conv import choose, dispatch, runtime  # noqa: E402
+from rocm_patch.conv import choose, direct_shape, dispatch, launch, runtime, stack, winograd  # noqa: E402
 from rocm_patch.conv.problem import Problem  # noqa: E402
 
 PLAIN = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
@@ -255,3 +255,12 @@ def test_no_grid_is_larger_than_a_gpu_takes(monkeypatch, operation, groups, widt
         runtime.runtime_of.cache_clear()
         runtime.missing.cache_clear()
     assert ran or groups > 65535
+
+
+@pytest.mark.parametrize("module", [direct_shape, launch, winograd], ids=lambda module: module.__name__)
+def test_a_measurement_does_not_outlive_the_code_that_was_measured(module, monkeypatch, tmp_path):
+    changed = tmp_path / "changed.py"
+    changed.write_text("# another launch\n")
+    before = stack.kernels_hash.__wrapped__()
+    monkeypatch.setattr(module, "__file__", str(changed))
+    assert stack.kernels_hash.__wrapped__() != before

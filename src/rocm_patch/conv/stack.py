@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-from . import algorithms, launch, runtime
+from . import algorithms, direct_shape, launch, runtime
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def physical_target(device: torch.device) -> str:
 def kernels_hash() -> str:
     """Changes with the kernels and with the code that prepares their launches."""
     ours = [each for each in vars(algorithms).values() if isinstance(each, ModuleType) and each.__name__.startswith(f"{__package__}.")]
-    files = {Path(module.__file__) for module in (algorithms, launch, *ours) if module.__file__} | set(runtime.FOLDER.glob("*.[ch]*"))
+    files = {Path(module.__file__) for module in (algorithms, direct_shape, launch, *ours) if module.__file__} | set(runtime.FOLDER.glob("*.[ch]*"))
     return hashlib.sha256(
         b"\0".join(path.name.encode() + b"\0" + path.read_bytes() for path in sorted(files, key=lambda path: path.name))
     ).hexdigest()[:12]
