@@ -114,6 +114,13 @@ def test_names_that_are_none(torch_python, tmp_path):
     assert "no name of a convolution" in err
 
 
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path):
+    for path in (tmp_path / "none" / "rows.json", tmp_path):
+        code, out, err = run("--python", str(tmp_path / "never-started"), *ONE, "-o", str(path))
+        assert (code, out) == (2, "")
+        assert f"--output {path}" in err
+
+
 def test_an_interpreter_without_torch_and_one_that_is_none(tmp_path):
     without = [sys.executable] if importlib.util.find_spec("torch") is None else []
     for python in without:

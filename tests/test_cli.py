@@ -305,3 +305,9 @@ def test_a_fifo_as_input_does_not_wait(tmp_path):
         ended = rocm_patch(*arguments)
         assert ended.returncode == 2
         assert "not a regular file" in ended.stderr
+
+
+def test_ctrl_c_before_a_verb_runs_is_no_trace():
+    program = "import rocm_patch.cli as cli\ndef app(**_): raise KeyboardInterrupt\ncli.app = app\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")

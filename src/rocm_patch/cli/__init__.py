@@ -36,4 +36,8 @@ for module in (looking, scanning, probing, fixing, changing, sanitizing, benchin
 
 def main() -> None:
     """Entry point of the console script."""
-    app(prog_name="rocm-patch")
+    try:
+        app(prog_name="rocm-patch")
+    except KeyboardInterrupt:  # before a verb runs; from then on the verb answers it
+        sys.stderr.write("\ninterrupted\n")
+        raise SystemExit(130) from None

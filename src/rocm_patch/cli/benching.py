@@ -45,11 +45,11 @@ def bench(
         str, typer.Option("--python", help="The interpreter whose torch is measured; without it the first that is found.", metavar="PATH")
     ] = "",
     venv: Annotated[str, typer.Option("--venv", help="The environment whose torch is measured.", metavar="DIR")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda (as torch calls AMD cards too).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda (as torch calls AMD cards too).", metavar="NAME")] = "auto",
     suite: Annotated[list[str], typer.Option(help="A network; may be given again. All without it.", metavar="NAME")] = [],  # noqa: B006
-    layer: Annotated[str, typer.Option(help="Only layers whose suite/layer it finds.", metavar="REGEX")] = "",
-    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
-    direction: Annotated[list[str], typer.Option(help=" or ".join(DIRECTIONS) + "; both without it.")] = [],  # noqa: B006
+    layer: Annotated[str, typer.Option(help="Only layers whose name, SUITE/LAYER, it matches anywhere.", metavar="REGEX")] = "",
+    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES), metavar="NAME")] = "float32",
+    direction: Annotated[list[str], typer.Option(help=" or ".join(DIRECTIONS) + "; both without it.", metavar="NAME")] = [],  # noqa: B006
     vendor: Annotated[str, typer.Option(help="Also the vendor's library: yes, no, auto. auto is no on ROCm, where it may hang the card.")] = "auto",
     cpu: Annotated[bool, typer.Option("--cpu", help="Also the processor.")] = False,
     blas: Annotated[bool, typer.Option("--blas/--no-blas", help="Whether the engine may call the vendor's matrix product.")] = True,
@@ -70,6 +70,7 @@ def bench(
 
     if problems and not tune:
         raise UsageError("--from goes with --tune")
+    _can_be_written(output)
     request = {
         "verb": "tune" if tune else "bench",
         "device": _one_of("--device", device, ("auto", "cpu", "cuda")),
@@ -97,14 +98,14 @@ def bench(
                 document, text, stopped = answer["document"], answer.get("words", ""), answer.get("stopped", "")
         except KeyboardInterrupt:
             interrupted = True
-    if output:
-        _write(output, document)
     if as_json:
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
     elif tune:
         benched.tuned(document, words.console())
     elif text:
         benched.measured(document, text, words.console())
+    if output:
+        _write(output, document)
     if stopped:
         benched.stopped(stopped, talk)
     if interrupted:
@@ -165,6 +166,17 @@ def _interpreter(python: str, venv: str) -> str:
     if not found:
         raise NoTorchError("no torch was found on this machine, so nothing can be measured", NO_TORCH_HINT)
     return os.path.abspath(found) if os.sep in found else found
+
+
+def _can_be_written(path: str) -> None:
+    """Said before the measuring, which may take hours; UsageError."""
+    if not path:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UsageError(f"--output {path}: there is no folder {folder}")
+    if os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UsageError(f"--output {path}: it cannot be written")
 
 
 def _write(path: str, document: dict[str, Any]) -> None:
