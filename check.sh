@@ -54,4 +54,23 @@ echo "torch for the tests: ${ROCM_PATCH_TEST_TORCH:-none}"
 "$venv/bin/ruff" check src tests benchmarks tools
 "$venv/bin/mypy" --no-error-summary
 PYTHONPATH=src "$venv/bin/lint-imports" --no-logo 2>/dev/null || PYTHONPATH=src "$venv/bin/lint-imports"
-exec "$venv/bin/python" -m pytest "$@"
+
+torch_site() { # the folder of that torch, if this Python can load it
+    [ -n "$ROCM_PATCH_TEST_TORCH" ] || return 0
+    version='import sys; print(*sys.version_info[:2])'
+    [ "$("$ROCM_PATCH_TEST_TORCH" -c "$version")" = "$("$venv/bin/python" -c "$version")" ] || return 0
+    "$ROCM_PATCH_TEST_TORCH" -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))'
+}
+
+# The engine's tests have torch in their own process; the others must do without it, as the command line does.
+site=$(torch_site)
+failed=0
+if [ $# -gt 0 ]; then
+    PYTHONPATH="$site" exec "$venv/bin/python" -m pytest "$@"
+elif [ -n "$site" ]; then
+    PYTHONPATH="$site" "$venv/bin/python" -m pytest tests/conv || failed=1
+    "$venv/bin/python" -m pytest --ignore=tests/conv || failed=1
+else
+    "$venv/bin/python" -m pytest || failed=1
+fi
+exit $failed
