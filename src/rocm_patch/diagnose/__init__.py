@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import date
 from typing import Final
 
-from rocm_patch.diagnose import features, folklore, stack, system, trials
+from rocm_patch.diagnose import features, folklore, stack, symptoms, system, trials
 from rocm_patch.diagnose.case import Case
 from rocm_patch.knowledge import Knowledge
-from rocm_patch.model import Diagnosis, Finding, Images, Known, Machine, Trials
+from rocm_patch.model import Diagnosis, Finding, Images, Known, Log, Machine, Trials
 
 __all__ = ["RULES", "STALE_DAYS", "diagnose"]
 
@@ -33,33 +33,66 @@ RULES: Final[tuple[Rule, ...]] = (
     system.log,
     folklore.settings,
     system.other_cards,
+    symptoms.log,
 )
 
 _SEVERITIES: Final = ("problem", "warning", "info")
 
 
-def diagnose(machine: Machine, images: Images, knowledge: Knowledge, trials: Trials | None = None, today: date | None = None) -> Diagnosis:
-    """Judge a machine by every rule. `today` is for the age of our tables only; without it nothing is said of it."""
-    case = Case(machine, images, trials, knowledge)
+def diagnose(
+    machine: Machine, images: Images, knowledge: Knowledge, trials: Trials | None = None, today: date | None = None, log: Log | None = None
+) -> Diagnosis:
+    """Judge a machine by every rule, together with a log that its user shows.
+
+    `today` is for the age of our tables only; without it nothing is said of it.
+    """
+    seen = symptoms.look(log, knowledge) if log else None
+    case = Case(machine, images, trials, knowledge, seen=seen)
     # Two cards of different kinds in one machine need two answers; what is said of both is said once.
-    cases = [replace(case, focus=gpu) for gpu in case.workers] or [case]
-    findings = list(dict.fromkeys(item for one in cases for item in _explained([finding for rule in RULES for finding in rule(one)])))
+    cases = [replace(case, focus=gpu) for gpu in case.workers] if not seen else []
+    findings = list(dict.fromkeys(item for one in cases or [case] for item in _explained([finding for rule in RULES for finding in rule(one)])))
+    if seen:
+        findings = _shown(findings, seen)
     # A setting from a recipe never stands before a cause that the stack itself shows.
     findings.sort(key=lambda item: (_SEVERITIES.index(item.severity), item.cause == "folklore_setting", -item.certainty))
-    notes = []
+    return Diagnosis(
+        findings=tuple(findings),
+        healthy=not any(finding.severity == "problem" for finding in findings),
+        features=features.judge(case) if not seen else {},
+        notes=tuple(_notes(case, today)),
+    )
+
+
+def _notes(case: Case, today: date | None) -> list[str]:
+    machine, notes = case.machine, []
     if not machine.gpus:
         hidden = isinstance(machine.platform.wsl, Known) and machine.platform.wsl.value
         notes.append("no AMD GPU is visible: WSL hides it" if hidden else "no AMD GPU")
     if not isinstance(machine.kernel_log, Known) and case.card:
         notes.append(f"the kernel's log could not be read ({machine.kernel_log.unknown})")
-    if today and (today - date.fromisoformat(knowledge.checked)).days > STALE_DAYS:
-        notes.append(f"these tables were last checked on {knowledge.checked}; wheels and indexes move, look for a newer rocm-patch")
-    return Diagnosis(
-        findings=tuple(findings),
-        healthy=not any(finding.severity == "problem" for finding in findings),
-        features=features.judge(case),
-        notes=tuple(notes),
-    )
+    if today and (today - date.fromisoformat(case.knowledge.checked)).days > STALE_DAYS:
+        notes.append(f"these tables were last checked on {case.knowledge.checked}; wheels and indexes move, look for a newer rocm-patch")
+    return notes
+
+
+def _shown(findings: list[Finding], seen: symptoms.Seen) -> list[Finding]:
+    """Join what log and stack say of one cause; where the log shows no fault, what the stack alone says is no problem yet.
+
+    A log is a part of the truth: a variable that is not in it may be set all the same.
+    """
+    quiet = bool(seen.log.lines) and not seen.fault
+    joined: dict[tuple[str, str], Finding] = {}
+    for item in findings:
+        found = replace(item, severity="warning") if quiet and item.severity == "problem" else item
+        key = (found.cause, found.severity)
+        first = joined.get(key)
+        if first is None:
+            joined[key] = found
+            continue
+        best, other = (first, found) if first.certainty >= found.certainty else (found, first)
+        remedies = {advice.id: advice for advice in (*best.remedies, *other.remedies)}
+        joined[key] = replace(best, why=tuple(dict.fromkeys((*best.why, *other.why))), remedies=tuple(remedies.values()))
+    return list(joined.values())
 
 
 def _explained(findings: list[Finding]) -> list[Finding]:

@@ -6,14 +6,25 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from rocm_patch.images.coverage import base, forced, loadable
 from rocm_patch.images.source import STORES
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.knowledge.conditions import Context, in_range, in_scope, parse_version, recommended
-from rocm_patch.model import Advice, Finding, Gpu, Image, Images, Known, Machine, Setting, Severity, TorchInstall, Trials, Unknown
+from rocm_patch.model import Advice, Finding, Gpu, Image, Images, Known, Log, Machine, Setting, Severity, TorchInstall, Trials, Unknown
+
+if TYPE_CHECKING:
+    from rocm_patch.diagnose.symptoms import Seen
 
 OVERRIDE = "HSA_OVERRIDE_GFX_VERSION"
+SOUND = {
+    **dict.fromkeys(("gfx1031", "gfx1032", "gfx1033", "gfx1034", "gfx1035", "gfx1036"), "10.3.0"),
+    **dict.fromkeys(("gfx1011", "gfx1012", "gfx1013"), "10.1.0"),
+    **dict.fromkeys(("gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151"), "11.0.0"),
+    "gfx90c": "9.0.0",
+}
+"""The value that people set where a stack has no code for a chip and has it for its nearest kin."""
 MASKS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
@@ -49,6 +60,8 @@ class Case:
     knowledge: Knowledge
     focus: Gpu | None = None
     """The card that the rules are asked about; without it the first dedicated one."""
+    seen: Seen | None = None
+    """What a log says that a user shows; None: nothing is shown, and the machine alone is judged."""
 
     @cached_property
     def cards(self) -> tuple[Gpu, ...]:
@@ -73,6 +86,17 @@ class Case:
     def gfx(self) -> str:
         """Its target; empty without one."""
         return (gfx_of(self.card) or "") if self.card else ""
+
+    @property
+    def log(self) -> Log | None:
+        """The lines that a user shows, if there are any."""
+        return self.seen.log if self.seen else None
+
+    @cached_property
+    def subject_gfx(self) -> str:
+        """The target of the card that is spoken of, in scope or not; dedicated ones first. Empty without one."""
+        others = sorted(self.machine.gpus, key=lambda gpu: gpu.integrated)
+        return self.gfx or next((gfx for gpu in others if (gfx := gfx_of(gpu))), "")
 
     @cached_property
     def generic(self) -> str:
@@ -154,8 +178,10 @@ class Case:
             system.add("wsl")
         if _value(platform.container):
             system.add("container")
+        if self.log and self.log.system == "windows":
+            system = {"windows"}
         return Context(
-            gfx=self.gfx or None,
+            gfx=self.subject_gfx or None,
             rocm=_text(torch.toolkit) if torch else None,
             torch=_text(torch.version) if torch else None,
             kernel=_text(platform.kernel),
@@ -179,10 +205,31 @@ class Case:
             advice.append(Advice(row.remedy, row.id, _fill(text, words), tuple(dict.fromkeys(item.source for item in evidence))))
         return tuple(advice)
 
+    def words(self) -> dict[str, str]:
+        """What is in force here, for the words of remedies that a log calls for."""
+        found = self.override()
+        torch = self.machine.torches[0] if self.machine.torches else None
+        build = _value(torch.build) if torch else None
+        kernel = _text(self.machine.platform.kernel)
+        sound = SOUND.get(self.subject_gfx, "VALUE")
+        row = self.knowledge.gpus.get(self.subject_gfx)
+        return {
+            "name": self.override_name,
+            "value": found.value if found else sound,
+            "sound": sound,
+            "needed": str(row.atomics_free_firmware) if row else "the newest",
+            "places": where(found.places) if found else "the environment of the program (not seen here)",
+            "site": torch.site if torch else "use",
+            "build": str(build or "CPU or CUDA").upper(),
+            "have": kernel or "not told",
+            "path": "/dev/kfd",
+            "group": "render",
+        }
+
     def fields(self) -> dict[str, str]:
         """Words that any remedy's text may use."""
         wheel = self.wheel
-        words = {"gfx": self.gfx or "gfxNNNN", "family": "gfx1030" if self.gfx.startswith("gfx103") else "gfx1010"}
+        words = {"gfx": self.subject_gfx or "gfxNNNN", "family": "gfx1030" if self.gfx.startswith("gfx103") else "gfx1010"}
         if wheel:
             words |= {"index": wheel.index, "torch": wheel.torch, "megabytes": str(wheel.download_megabytes)}
             # A shell would take the brackets and the equals signs apart.

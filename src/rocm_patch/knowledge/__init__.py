@@ -10,14 +10,18 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rocm_patch import codec
 from rocm_patch.errors import FormatError, KnowledgeError
 from rocm_patch.model import ContentRow, DeviceRow, Evidence, GpuRow, LauncherRow, RemedyRow, SettingRow, Signature, WheelRow
+
+if TYPE_CHECKING:
+    from rocm_patch.knowledge.matching import Pattern
 
 T = TypeVar("T")
 
@@ -42,12 +46,33 @@ class Knowledge:
     checked: str
     """The date of the oldest table."""
 
+    @functools.cached_property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The signatures, ready to be searched for."""
+        from rocm_patch.knowledge.matching import Pattern  # what root runs carries no signatures' machinery
+
+        return tuple(Pattern.of(row) for row in self.signatures)
+
+    @functools.cached_property
+    def chips_by_name(self) -> Mapping[str, str]:
+        """Targets by `plain_name`; names that several chips share are left out."""
+        found: dict[str, set[str]] = {}
+        for row, device in self.devices.values():
+            for name in (*device.names, *device.revisions.values()):
+                found.setdefault(plain_name(name), set()).add(row.gfx)
+        return {name: next(iter(chips)) for name, chips in found.items() if len(chips) == 1 and len(name) > 2}
+
     def chip_of_version(self, gfx_target_version: int) -> str | None:
         """The target that KFD means by its decimal number, e.g. 100100 -> gfx1010; computed for unknown chips."""
         if gfx_target_version <= 0:
             return None
         major, minor, stepping = gfx_target_version // 10000, gfx_target_version // 100 % 100, gfx_target_version % 100
         return f"gfx{major}{minor:x}{stepping:x}"
+
+
+def plain_name(name: str) -> str:
+    """A marketing name as it can be looked up: 'AMD Radeon RX 6700 XT' -> 'rx6700xt'."""
+    return re.sub(r"\b(?:amd|radeon|graphics|instinct|series|gpu)\b|\(tm\)|[^a-z0-9]", "", name.lower())
 
 
 @functools.cache
@@ -117,6 +142,9 @@ def _rows(tables: Mapping[str, Any], table: str, key: str, kind: type[T]) -> tup
         if kind is SettingRow:
             raw = {**raw, "effects": [_effect(effect) for effect in raw.get("effects", raw.get("effect", []))]}
             raw.pop("effect", None)
+        if kind is Signature and "reading" in raw:
+            raw = {**raw, "readings": raw["reading"]}
+            raw.pop("reading")
         try:
             rows.append(codec.decode(kind, raw, f"{table}.toml, {key} {number} ({name})"))
         except FormatError as error:

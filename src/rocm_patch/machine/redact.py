@@ -31,9 +31,13 @@ def recording(value: Recording, names: Iterable[str]) -> Recording:
         kept = tuple(word for word in platform.command_line.value if _WORDS.match(word))
         platform = replace(platform, command_line=Known(kept, platform.command_line.source))
     value = replace(value, machine=replace(value.machine, root="/", platform=platform))
-    words = [re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])") for name in names if len(name) > 2 and name not in ("root", "user")]
-    plain = _walk(codec.encode(value), words)
+    plain = _walk(codec.encode(value), words(names))
     return codec.decode(Recording, plain, "recording")  # type: ignore[no-any-return]
+
+
+def words(names: Iterable[str]) -> list[re.Pattern[str]]:
+    """Expressions for names as whole words; too short ones and those that everybody has are left out."""
+    return [re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])") for name in names if len(name) > 2 and name not in ("root", "user")]
 
 
 def text(line: str, words: Iterable[re.Pattern[str]] = ()) -> str:
