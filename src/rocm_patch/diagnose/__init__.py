@@ -83,7 +83,8 @@ def _shown(findings: list[Finding], seen: symptoms.Seen) -> list[Finding]:
     quiet = bool(seen.log.lines) and not seen.fault
     joined: dict[tuple[str, str], Finding] = {}
     for item in findings:
-        found = replace(item, severity="warning") if quiet and item.severity == "problem" else item
+        doubtful = item.cause != "wrong_torch_wheel" or seen.success
+        found = replace(item, severity="warning") if quiet and doubtful and item.severity == "problem" else item
         key = (found.cause, found.severity)
         first = joined.get(key)
         if first is None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from rocm_patch.diagnose.case import Case, gfx_of
 from rocm_patch.diagnose.stack import same_instructions
 from rocm_patch.model import Known
+
+
+_KIN: Final = {("gfx1101", "gfx1100"), ("gfx1102", "gfx1100"), ("gfx90c", "gfx900"), ("gfx902", "gfx900")}
+"""Overrides outside our own family that are known to work."""
 
 
 def derive(case: Case) -> frozenset[str]:
@@ -37,7 +44,11 @@ def _override(case: Case) -> list[str]:
         return ["override-set"]
     if found.target == gfx:
         return ["override-set", "override-own"]
-    return ["override-set", "override-sound" if same_instructions(gfx, found.target) else "override-foreign"]
+    if same_instructions(gfx, found.target) or (gfx, found.target) in _KIN:
+        return ["override-set", "override-sound"]
+    # 'gfx1030' on 'gfx1012': the generation is all but the last two characters.
+    near = gfx[:-2] == found.target[:-2] and gfx[:-2] != "gfx9"
+    return ["override-set", "override-foreign", *(["override-near"] if near else [])]
 
 
 def _torch(case: Case) -> list[str]:
@@ -58,11 +69,15 @@ def _torch(case: Case) -> list[str]:
 
 def _place(case: Case) -> list[str]:
     platform = case.machine.platform
-    signs = []
+    signs = ["compute-told"] if case.log and {"torch", "rocm", "app"} & set(case.log.told) else []
     if isinstance(platform.container, Known) and platform.container.value:
         signs.append("containered")
     if isinstance(platform.groups, Known) and platform.groups.value and not {"render", "video", "root"} & set(platform.groups.value):
         signs.append("no-group")
+    if isinstance(platform.kernel, Known) and case.log:
+        series = re.match(r"\d+\.\d+", platform.kernel.value)
+        if series and any(re.search(rf"(?<![\d.]){re.escape(series.group())}(?!\d)", line) for line in case.log.lines[:200]):
+            signs.append("kernel-named")
     if isinstance(platform.distribution, Known) and platform.distribution.value:
         signs.append(f"on-{platform.distribution.value.lower()}")
     return signs

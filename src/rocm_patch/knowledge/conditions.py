@@ -24,6 +24,7 @@ SIGNS: Final = {
     "override-own": "it names the card's own target",
     "override-sound": "the card executes code for the target that it names",
     "override-foreign": "it names a target whose code the card does not execute",
+    "override-near": "such a target of the same generation: the code loads, and goes astray",
     "override-malformed": "it is no version M.m.s",
     "code-native": "torch contains code for the card",
     "code-missing": "torch contains no code for the card",
@@ -38,6 +39,8 @@ SIGNS: Final = {
     "containered": "in a container",
     "no-group": "the groups are known, and neither render nor video is among them",
     "card-known": "the target of the card is known",
+    "compute-told": "an application, a torch or a ROCm is named",
+    "kernel-named": "the log names the version of the running kernel",
 }
 """Words for what follows from the facts; `on-NAME` is the distribution besides. `diagnose.signs` derives them."""
 

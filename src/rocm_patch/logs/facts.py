@@ -40,7 +40,7 @@ _SINGLE: Final = (
     _find("distro", "os: ", r"(?:^|\s)OS: ([A-Z][\w.() /-]{2,48}?)(?= GCC version|$)"),
     _find("distro", "pretty_name", r"\bPRETTY_NAME=\"([\w.() /-]{2,48})\""),
     _find("distro", "description:", r"^Description:\s{1,8}([A-Z][\w.() /-]{2,48})$"),
-    _find("groups", "groups=", r"\bgroups=([\w(),.-]{1,400})"),
+    _find("groups", "groups", r"\bgroups[=:] ?([a-z0-9][\w(),. -]{1,400})"),
 )
 _AGENT: Final = re.compile(r"\bName:\s{1,40}(gfx[0-9a-f]{3,4})\b")
 _TARGET: Final = re.compile(r"\b(gfx(?:[789][0-9a-f]{2}|1[0-2][0-9a-f]{2}))\b(?!_|\.dat|-all|x)")
