@@ -13,7 +13,7 @@ from rocm_patch.diagnose import signs
 from rocm_patch.diagnose.case import Case, finding
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.knowledge.conditions import Context, holds
-from rocm_patch.knowledge.matching import Pattern, search
+from rocm_patch.knowledge.matching import Pattern
 from rocm_patch.logs import text
 from rocm_patch.model import Finding, Log, Reading
 
@@ -46,7 +46,7 @@ class Seen:
 
 def look(log: Log, knowledge: Knowledge) -> Seen:
     """Search a log. A line that is known to be harmless is no general sign of a fault."""
-    hits = [(pattern, tuple(indexes)) for pattern, indexes in search(knowledge.patterns, log.lines)]
+    hits = knowledge.finder.search(log.lines)
     harmless = {index for pattern, indexes in hits if pattern.row.readings and not _serious(pattern) for index in indexes}
     kept = []
     for pattern, indexes in hits:

@@ -128,7 +128,7 @@ def log(case: Case) -> Iterator[Finding]:
     if not case.card or not isinstance(lines, Known) or case.log:
         return
     context = case.context(case.rocm_torches[0] if case.rocm_torches else None)
-    for pattern in case.knowledge.patterns:
+    for pattern in case.knowledge.finder.patterns:
         hits = [line for line in lines.value if pattern.matches(line)] if pattern.row.kernel else []
         reading = next((reading for reading in pattern.row.readings if holds(reading.when, context)), None) if hits else None
         # An accident of weeks ago is no state of the machine: the log is evidence for, never the cause by itself.

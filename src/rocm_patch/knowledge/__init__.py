@@ -11,7 +11,7 @@ import functools
 import importlib.resources
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -21,7 +21,7 @@ from rocm_patch.errors import FormatError, KnowledgeError
 from rocm_patch.model import ContentRow, DeviceRow, Evidence, GpuRow, LauncherRow, RemedyRow, SettingRow, Signature, WheelRow
 
 if TYPE_CHECKING:
-    from rocm_patch.knowledge.matching import Pattern
+    from rocm_patch.knowledge.matching import Finder
 
 T = TypeVar("T")
 
@@ -47,11 +47,19 @@ class Knowledge:
     """The date of the oldest table."""
 
     @functools.cached_property
-    def patterns(self) -> tuple[Pattern, ...]:
+    def finder(self) -> Finder:
         """The signatures, ready to be searched for."""
-        from rocm_patch.knowledge.matching import Pattern  # what root runs carries no signatures' machinery
+        from rocm_patch.knowledge.matching import Finder, Pattern  # what root runs carries no signatures' machinery
 
-        return tuple(Pattern.of(row) for row in self.signatures)
+        return Finder(tuple(Pattern.of(row) for row in self.signatures))
+
+    @functools.cached_property
+    def evidence_by_remedy(self) -> Mapping[str, tuple[Evidence, ...]]:
+        """The observations, by the remedy that they are about."""
+        found: dict[str, list[Evidence]] = {}
+        for row in self.evidence:
+            found.setdefault(row.remedy, []).append(row)
+        return {remedy: tuple(rows) for remedy, rows in found.items()}
 
     @functools.cached_property
     def chips_by_name(self) -> Mapping[str, str]:
@@ -61,6 +69,22 @@ class Knowledge:
             for name in (*device.names, *device.revisions.values()):
                 found.setdefault(plain_name(name), set()).add(row.gfx)
         return {name: next(iter(chips)) for name, chips in found.items() if len(chips) == 1 and len(name) > 2}
+
+    @functools.cached_property
+    def remembered(self) -> dict[Any, tuple[str, ...]]:
+        """Answers that follow from the tables alone, by question: a batch asks the same ones often."""
+        return {}
+
+    def covered(self, targets: frozenset[str], judge: Callable[[str, str, str], bool]) -> frozenset[str]:
+        """Chips that one of the targets is for, by a judge of (target, chip, generic); remembered, for a batch asks it of few sets often."""
+        if targets not in self._covered:
+            rows = self.gpus.values()
+            self._covered[targets] = frozenset(row.gfx for row in rows if any(judge(target, row.gfx, row.generic) for target in targets))
+        return self._covered[targets]
+
+    @functools.cached_property
+    def _covered(self) -> dict[frozenset[str], frozenset[str]]:
+        return {}
 
     def chip_of_version(self, gfx_target_version: int) -> str | None:
         """The target that KFD means by its decimal number, e.g. 100100 -> gfx1010; computed for unknown chips."""

@@ -97,7 +97,7 @@ def _signatures(knowledge: Knowledge) -> Iterator[str]:
                 for one in word.split("|"):
                     if one not in signs and one not in SIGNS and not one.startswith("on-"):
                         yield f"{where}: {one!r} is neither a signature nor a sign that is derived"
-    sound = knowledge.patterns if not bad else ()
+    sound = knowledge.finder.patterns if not bad else ()
     general = {row.id for row in knowledge.signatures if row.general}
     for row in knowledge.signatures if sound else ():
         matched = {pattern.row.id for pattern in sound if pattern.matches(row.sample)}

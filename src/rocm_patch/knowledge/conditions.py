@@ -63,9 +63,7 @@ class Context:
 
 def holds(condition: Condition, context: Context) -> bool:
     """True if every field that the condition sets is met; what is not known meets nothing."""
-    if condition.gfx and not _any(condition.gfx, context.gfx):
-        return False
-    if condition.not_gfx and _any(condition.not_gfx, context.gfx):
+    if not _on(condition, context):
         return False
     if condition.signs and not all(_sign(word, context.signs) for word in condition.signs):
         return False
@@ -80,8 +78,6 @@ def holds(condition: Condition, context: Context) -> bool:
     if condition.python and not in_range(condition.python, context.python):
         return False
     if condition.app and not re.search(condition.app, context.app, re.IGNORECASE):
-        return False
-    if condition.system and not context.system.intersection(condition.system):
         return False
     for name, pattern in condition.environment.items():
         value = context.environment.get(name)
@@ -141,13 +137,22 @@ def recommended(rows: Iterable[Evidence]) -> bool:
 
 def _near(condition: Condition, context: Context) -> bool:
     # The stack that a remedy installs is not the stack that is there: only the card's side counts.
-    card = Condition(gfx=condition.gfx, not_gfx=condition.not_gfx, kernel=condition.kernel, system=condition.system)
-    return holds(card, context)
+    return _on(condition, context) and (not condition.kernel or in_range(condition.kernel, context.kernel))
+
+
+def _on(condition: Condition, context: Context) -> bool:
+    """True if card and system are those of the condition."""
+    if condition.gfx and not _any(condition.gfx, context.gfx):
+        return False
+    if condition.not_gfx and _any(condition.not_gfx, context.gfx):
+        return False
+    return not condition.system or not context.system.isdisjoint(condition.system)
 
 
 def _sign(word: str, signs: frozenset[str]) -> bool:
     return any(one in signs for one in word.split("|"))
 
 
-def _any(patterns: Iterable[str], gfx: str | None) -> bool:
+@functools.lru_cache(maxsize=4096)
+def _any(patterns: tuple[str, ...], gfx: str | None) -> bool:
     return gfx is not None and any(fnmatch.fnmatchcase(gfx.partition(":")[0], pattern) for pattern in patterns)

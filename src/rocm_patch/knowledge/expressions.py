@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 _PIECE: Final = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?(?:[:=!]|<[=!])|[()|.^$*+?]|\{\d+(?:,\d+)?\}|[^\\]", re.DOTALL)
+_COMMON: Final = frozenset(("amd", "amdgpu", "card", "device", "gpu", "rocm", "torch", "use"))
+"""Words that most logs hold: they spare nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,18 @@ def study(pattern: str) -> Facts:
     if end != len(pieces):
         raise ValueError("unbalanced brackets")
     return facts
+
+
+def alternatives(pattern: str) -> tuple[str, ...]:
+    """An expression, cut at the bars outside its brackets."""
+    found, depth = [""], 0
+    for piece in _PIECE.findall(pattern):
+        if piece == "|" and not depth:
+            found.append("")
+            continue
+        depth += (piece == "(" or piece.startswith("(?")) - (piece == ")")
+        found[-1] += piece
+    return tuple(found)
 
 
 def _alternatives(pieces: list[str], index: int) -> tuple[Facts, int]:
@@ -89,5 +103,9 @@ def _letter(piece: str) -> str:
 
 
 def _better(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    """The words of which the shortest is longer."""
-    return max(first, second, key=lambda words: min(map(len, words)))
+    """The words of which the weakest is stronger; of two alike the fewer."""
+    return max(first, second, key=lambda words: (min(map(_strength, words)), -len(words)))
+
+
+def _strength(word: str) -> int:
+    return min(len(word), 2) if word.strip() in _COMMON else len(word)

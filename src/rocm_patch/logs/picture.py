@@ -31,6 +31,22 @@ from rocm_patch.model import (
 
 _UNTOLD: Final = Unknown("not told", "the log and the facts given")
 _SOURCE: Final = "told"
+_PLATFORM: Final = Platform(
+    kernel=_UNTOLD,
+    command_line=_UNTOLD,
+    distribution=_UNTOLD,
+    distribution_version=_UNTOLD,
+    boot_loader=_UNTOLD,
+    secure_boot=_UNTOLD,
+    container=_UNTOLD,
+    wsl=_UNTOLD,
+    amdgpu_loaded=_UNTOLD,
+    kfd_present=_UNTOLD,
+    kfd_access=_UNTOLD,
+    groups=_UNTOLD,
+)
+_NOBODY: Final = Machine("", (), (), _PLATFORM, (), (), (), _UNTOLD, ())
+"""A machine of which nothing is told."""
 _MOST: Final = 16
 _NIGHTLY: Final = re.compile(r"(?:a|rc|dev)20\d{6}")
 _TARGET: Final = re.compile(r"gfx[0-9a-f]{3,4}")
@@ -55,7 +71,7 @@ def given(pairs: Mapping[str, object]) -> Told:
 def picture(told: Told, knowledge: Knowledge, base: Machine | None = None, code: Images | None = None) -> tuple[Machine, Images]:
     """The machine that the facts describe, laid over one that was read (`base`, with `code`), if there is one."""
     values = told.values
-    machine = base or _nobody()
+    machine = base or _NOBODY
     images = code or Images()
     cards = _gpus(values, knowledge)
     if cards:
@@ -72,26 +88,6 @@ def picture(told: Told, knowledge: Knowledge, base: Machine | None = None, code:
         kept = tuple(replace(item, in_force=item.in_force and item.name not in told.environment) for item in machine.settings)
         machine = replace(machine, settings=kept + said)
     return replace(machine, platform=_platform(values, machine.platform)), images
-
-
-def _nobody() -> Machine:
-    return Machine("", (), (), _PLATFORM, (), (), (), _UNTOLD, ())
-
-
-_PLATFORM: Final = Platform(
-    kernel=_UNTOLD,
-    command_line=_UNTOLD,
-    distribution=_UNTOLD,
-    distribution_version=_UNTOLD,
-    boot_loader=_UNTOLD,
-    secure_boot=_UNTOLD,
-    container=_UNTOLD,
-    wsl=_UNTOLD,
-    amdgpu_loaded=_UNTOLD,
-    kfd_present=_UNTOLD,
-    kfd_access=_UNTOLD,
-    groups=_UNTOLD,
-)
 
 
 def _platform(values: Mapping[str, str], platform: Platform) -> Platform:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from rocm_patch.knowledge.matching import cut
+from rocm_patch.knowledge.matching import LINE
 from rocm_patch.machine import redact
 
 _ESCAPE: Final = re.compile(r"\x1b(?:\[[0-9;?]{0,16}[ -/]?[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)?|[@-Z\\-_])")
@@ -16,6 +16,12 @@ _SYSLOG: Final = re.compile(
 )
 _QUOTED: Final = 240
 _UNIQUE: Final = 20_000
+_MANY: Final = 200
+"""From so many lines on those of one kind are told once."""
+_PIECES: Final = 12
+_OVERLAP: Final = 100
+_JUNK: Final = 12
+"""A line of which more than one in so many characters could not be decoded says nothing."""
 
 
 def decode(data: bytes) -> str:
@@ -37,18 +43,29 @@ def lines(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
         text = _ESCAPE.sub("", text)
     raw = re.split(r"\r\n|\n|\r", text) if "\r" in text else text.split("\n")
     kinds: dict[str, tuple[str, int]] = {}
+    many = len(raw) > _MANY
     for number, line in enumerate(raw, 1):
-        short = cut(line)
-        if not short or short.isspace():
+        if not line:
             continue
-        kind = short.translate(_DIGITS) if len(raw) > 200 else f"{number}"
-        if kind not in kinds:
-            kinds[kind] = (short, number)
+        for place, short in enumerate(_pieces(line)):
+            if short.isspace() or short.count("\ufffd") * _JUNK > len(short):
+                continue
+            kind = short.translate(_DIGITS) if many else f"{number} {place}"
+            if kind not in kinds:
+                kinds[kind] = (short, number)
     kept = list(kinds.values())
     if len(kept) > _UNIQUE:
         # The head of a log has the machine in it, the end has the failure.
         kept = kept[: _UNIQUE // 4] + kept[-_UNIQUE * 3 // 4 :]
     return tuple(_CONTROL.sub(" ", line) for line, _ in kept), tuple(number for _, number in kept)
+
+
+def _pieces(line: str) -> tuple[str, ...]:
+    """A long line in pieces: a terminal or a form may have joined many lines into one. The middle of a very long one is left out."""
+    if len(line) <= LINE:
+        return (line,)
+    pieces = [line[start : start + LINE] for start in range(0, min(len(line), LINE * _PIECES), LINE - _OVERLAP)]
+    return (*pieces[:_PIECES], line[-LINE:])
 
 
 def quoted(line: str) -> str:
