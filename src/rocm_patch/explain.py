@@ -19,8 +19,10 @@ from rocm_patch.model import Diagnosis, Finding, Images, Log, Machine, Recording
 LONGEST_LINE: Final = 32 << 20
 """Bytes of one line of a batch."""
 
-_HARMLESS: Final = re.compile(r"(?!.{0,60}(?:\.\d{1,3}){3})[A-Za-z0-9 +.,;()_]{0,60}")
-"""A value that can hold no address, path, serial or mail: spares it the redaction."""
+_PLAIN: Final = re.compile(r"(?!.{0,60}(?:\.\d{1,3}){3})[A-Za-z0-9 +.,;()_]{0,60}")
+"""Values that can hold no address, path, serial or mail: it spares them the redaction."""
+_VERSION: Final = re.compile(r"\d{1,3}\.\d{1,3}[\w.+-]{0,60}")
+_VERSIONS: Final = frozenset(("kernel", "rocm", "torch", "python", "hip", "cuda"))
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,14 @@ def _known(given: Mapping[Any, Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in given.items() if value is not None and value != ""}
 
 
+def _plain_value(name: str, value: str) -> bool:
+    # A kernel of four numbers looks like an address.
+    return bool(_PLAIN.fullmatch(value) or (name in _VERSIONS and _VERSION.fullmatch(value)))
+
+
 def _redacted(told: Told) -> Told:
     def clean(values: Mapping[str, str]) -> dict[str, str]:
-        return {name: value if _HARMLESS.fullmatch(value) else redact.text(value[:400]) for name, value in values.items()}
+        return {name: value if _plain_value(name, value) else redact.text(value[:400]) for name, value in values.items()}
 
     return Told(clean(told.values), clean(told.environment))
 

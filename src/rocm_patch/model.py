@@ -464,8 +464,8 @@ class Signature:
     sample: str
     sources: tuple[str, ...]
     readings: tuple[Reading, ...] = ()
-    shows: Literal["", "fault", "success"] = ""
-    """Whether the line says that something went wrong or right."""
+    shows: Literal["", "fault", "success", "report"] = ""
+    """Whether the line says that something went wrong or right, or belongs to a report in which general words mean neither."""
     kernel: bool = False
     """A line of the kernel's log: `doctor` looks for it there, too."""
     general: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from rocm_patch.diagnose.case import Case, gfx_of
+from rocm_patch.diagnose.case import MASKS, Case, gfx_of
 from rocm_patch.diagnose.stack import same_instructions
 from rocm_patch.model import Known
 
@@ -16,7 +16,7 @@ _KIN: Final = {("gfx1101", "gfx1100"), ("gfx1102", "gfx1100"), ("gfx90c", "gfx90
 
 def derive(case: Case) -> frozenset[str]:
     """The signs of a machine; what is not known gives none."""
-    return frozenset((*_cards(case), *_override(case), *_torch(case), *_place(case)))
+    return frozenset((*_cards(case), *_masks(case), *_override(case), *_torch(case), *_place(case)))
 
 
 def _cards(case: Case) -> list[str]:
@@ -32,6 +32,10 @@ def _cards(case: Case) -> list[str]:
     if len({gfx_of(gpu) for gpu in dedicated}) > 1:
         signs.append("mixed")
     return signs
+
+
+def _masks(case: Case) -> list[str]:
+    return ["masked"] if any(name in case.environment for name in MASKS) else []
 
 
 def _override(case: Case) -> list[str]:

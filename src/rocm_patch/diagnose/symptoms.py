@@ -12,10 +12,10 @@ from functools import cached_property
 from rocm_patch.diagnose import signs
 from rocm_patch.diagnose.case import Case, finding
 from rocm_patch.knowledge import Knowledge
-from rocm_patch.knowledge.conditions import Context, holds
+from rocm_patch.knowledge.conditions import SIGNS, Context, holds
 from rocm_patch.knowledge.matching import Pattern
 from rocm_patch.logs import text
-from rocm_patch.model import Finding, Log, Reading
+from rocm_patch.model import Condition, Finding, Log, Reading
 
 _SHOWN = 3
 """Lines quoted for one signature."""
@@ -36,7 +36,7 @@ class Seen:
     @cached_property
     def fault(self) -> bool:
         """True if a line, other than a harmless one, says that something went wrong."""
-        return any(pattern.row.shows == "fault" or _serious(pattern) for pattern, _ in self.hits)
+        return any(pattern.row.shows == "fault" or _serious(pattern, self.ids) for pattern, _ in self.hits)
 
     @cached_property
     def success(self) -> bool:
@@ -47,7 +47,8 @@ class Seen:
 def look(log: Log, knowledge: Knowledge) -> Seen:
     """Search a log. A line that is known to be harmless is no general sign of a fault."""
     hits = knowledge.finder.search(log.lines)
-    harmless = {index for pattern, indexes in hits if pattern.row.readings and not _serious(pattern) for index in indexes}
+    ids = frozenset(pattern.row.id for pattern, _ in hits)
+    harmless = {index for pattern, indexes in hits if _harmless(pattern, ids) for index in indexes}
     kept = []
     for pattern, indexes in hits:
         rest = tuple(index for index in indexes if index not in harmless) if pattern.row.general else indexes
@@ -99,5 +100,12 @@ def read(pattern: Pattern, context: Context) -> Reading | None:
     return next((reading for reading in pattern.row.readings if holds(reading.when, context)), None)
 
 
-def _serious(pattern: Pattern) -> bool:
-    return any(reading.severity == "problem" for reading in pattern.row.readings)
+def _harmless(pattern: Pattern, ids: frozenset[str]) -> bool:
+    told = any(reading.severity == "info" for reading in pattern.row.readings)
+    return pattern.row.shows == "report" or (told and not pattern.row.general and not _serious(pattern, ids))
+
+
+def _serious(pattern: Pattern, ids: frozenset[str]) -> bool:
+    """True if a reading says problem that the other lines do not rule out; what the machine says of it is asked later."""
+    found = Context(signs=ids | SIGNS.keys())
+    return any(reading.severity == "problem" and holds(Condition(signs=reading.when.signs), found) for reading in pattern.row.readings)

@@ -110,7 +110,7 @@ def wsl(case: Case) -> Iterator[Finding]:
 
 def other_cards(case: Case) -> Iterator[Finding]:
     """AMD GPUs that this tool is not for, named so that nobody wonders."""
-    if case.card:
+    if case.card or case.log:
         return
     for gpu in case.machine.gpus:
         gfx = gpu.gfx.value if isinstance(gpu.gfx, Known) else "of unknown target"

@@ -26,6 +26,7 @@ SIGNS: Final = {
     "override-foreign": "it names a target whose code the card does not execute",
     "override-near": "such a target of the same generation: the code loads, and goes astray",
     "override-malformed": "it is no version M.m.s",
+    "masked": "a variable hides some of the GPUs",
     "code-native": "torch contains code for the card",
     "code-missing": "torch contains no code for the card",
     "torch-rocm": "a ROCm build of torch",

@@ -22,7 +22,7 @@ SHORTEST: Final = 2
 """Letters of the words by which a row is looked up."""
 WIDEST: Final = 20_000
 """Ways in which one start of an expression may fail."""
-_HITS: Final = 8
+_HITS: Final = 500
 _TRIES: Final = 4000
 """Lines on which one expression is tried at most."""
 _GRAM: Final = 4
@@ -76,7 +76,7 @@ class Finder:
         return {word: tuple(parts) for word, parts in found.items()}
 
     def search(self, lines: Sequence[str]) -> list[tuple[Pattern, tuple[int, ...]]]:
-        """Each signature that is found, in the order of the table, with the indexes of (at most eight of) its lines."""
+        """Each signature that is found, in the order of the table, with the indexes of its lines."""
         lowered = [line.lower() for line in lines]
         hits: dict[int, set[int]] = {}
         for word in self._words("\n".join(lowered)):

@@ -47,7 +47,8 @@ _TARGET: Final = re.compile(r"\b(gfx(?:[789][0-9a-f]{2}|1[0-2][0-9a-f]{2}))\b(?!
 _PCI: Final = re.compile(r"\[?1002:([0-9a-f]{4})\b", re.IGNORECASE)
 _MODEL: Final = re.compile(
     r"\b((?:RX|R9|R7|Pro|Instinct|WX|MI|Vega|VII|Radeon)(?:[ -]?(?:RX|Pro|Vega|Instinct|WX|VII))?[ -]?"
-    r"[A-Z]{0,3}\d{2,4}[A-Z]{0,2}(?: ?(?:XTX|XT|GRE|XL|Ti))?)\b"
+    r"[A-Z]{0,3}\d{2,4}[A-Z]{0,2}(?: ?(?:XTX|XT|GRE|XL|Ti))?|Radeon VII)\b",
+    re.IGNORECASE,
 )
 _SYSTEMS: Final = (
     ("wsl", re.compile(r"microsoft-standard-WSL|\bWSL ?2?\b|/dev/dxg|\bdxgkrnl\b|librocdxg", re.IGNORECASE)),

@@ -50,7 +50,8 @@ def lines(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
         for place, short in enumerate(_pieces(line)):
             if short.isspace() or short.count("\ufffd") * _JUNK > len(short):
                 continue
-            kind = short.translate(_DIGITS) if many else f"{number} {place}"
+            # Digits that name a chip or a value are no counters.
+            kind = f"{number} {place}" if not many else short if "gfx" in short or "1002:" in short or "=" in short else short.translate(_DIGITS)
             if kind not in kinds:
                 kinds[kind] = (short, number)
     kept = list(kinds.values())

@@ -15,7 +15,7 @@ _WORDS = re.compile(r"^(amdgpu|radeon|iommu|amd_iommu|intel_iommu|pci|pcie_|nomo
 _PATTERNS = (
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE), "<uuid>"),
     (re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", re.IGNORECASE), "<mac>"),
-    (re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])"), "<address>"),
+    (re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]|-[a-z])"), "<address>"),
     (re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"), "<mail>"),
     (re.compile(r"(?i)\b(serial(?: number)?|unique_id)(\W+)\w+"), r"\1\2<serial>"),
     (re.compile(r"/(home|Users|users)/[^/\s:\"']+"), "/home/user"),
