@@ -55,7 +55,7 @@ def batch(asked: Iterable[bytes], knowledge: Knowledge) -> Iterator[dict[str, An
         try:
             question = _question(line)
             id_ = question["id"]
-            log, given = question.get("log") or "", question.get("given") or {}
+            log, given = _or(question.get("log"), ""), _or(question.get("given"), {})
             if not isinstance(log, str) or not isinstance(given, dict):
                 raise FormatError("`log` is a string and `given` an object of strings")
             answer = explain(log, picture.given(_known(given)), knowledge)
@@ -64,6 +64,10 @@ def batch(asked: Iterable[bytes], knowledge: Knowledge) -> Iterator[dict[str, An
             yield {"id": id_, "line": number, "error": {"what": error.what, "hint": error.hint}}
         except Exception as error:  # one odd question must not cost the others their answers
             yield {"id": id_, "line": number, "error": {"what": f"a defect of rocm-patch: {type(error).__name__}", "hint": "please report this line"}}
+
+
+def _or(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

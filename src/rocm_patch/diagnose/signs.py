@@ -9,7 +9,6 @@ from rocm_patch.diagnose.case import MASKS, Case, gfx_of
 from rocm_patch.diagnose.stack import same_instructions
 from rocm_patch.model import Known
 
-
 _KIN: Final = {("gfx1101", "gfx1100"), ("gfx1102", "gfx1100"), ("gfx90c", "gfx900"), ("gfx902", "gfx900")}
 """Overrides outside our own family that are known to work."""
 

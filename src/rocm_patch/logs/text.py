@@ -10,7 +10,8 @@ from rocm_patch.machine import redact
 
 _ESCAPE: Final = re.compile(r"\x1b(?:\[[0-9;?]{0,16}[ -/]?[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202f\u2066-\u2069]")
-_DIGITS: Final = {ord(digit): "0" for digit in "123456789"}
+_NUMBER: Final = re.compile(r"\d+")
+_TELLING: Final = re.compile(r"gfx[0-9a-f]{3}|1002:|[A-Z]_[A-Z_]{2,40} ?=")
 _SYSLOG: Final = re.compile(
     r"^((?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT[\d:.+-]{8,24})) [\w.-]{1,80} (?=[\w./()-]{1,60}(?:\[\d+\])?:)"
 )
@@ -51,7 +52,7 @@ def lines(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
             if short.isspace() or short.count("\ufffd") * _JUNK > len(short):
                 continue
             # Digits that name a chip or a value are no counters.
-            kind = f"{number} {place}" if not many else short if "gfx" in short or "1002:" in short or "=" in short else short.translate(_DIGITS)
+            kind = f"{number} {place}" if not many else short if _TELLING.search(short) else _NUMBER.sub("0", short)
             if kind not in kinds:
                 kinds[kind] = (short, number)
     kept = list(kinds.values())
