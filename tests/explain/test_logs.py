@@ -48,6 +48,14 @@ def test_ten_thousand_lines_of_one_kind_are_one():
     assert len(text.lines(shown)[0]) == 1
 
 
+def test_a_large_journal_keeps_what_may_be_about_the_card():
+    letters = "bcdjnqvz"
+    others = ["".join(letters[number // 8**place % 8] for place in range(5)) + " started by timer" for number in range(9_000)]
+    lines, numbers = text.lines("\n".join([*others, "kfd kfd: skipped device", *others[:100]]))
+    assert lines == ("kfd kfd: skipped device",)
+    assert numbers == (9_001,)
+
+
 def test_chips_that_differ_in_digits_only_are_not_one_kind():
     shown = "\n".join(["  Name:                    gfx1100", *["Cache: 3"] * 300, "  Name:                    gfx1036"])
     assert told(shown).values["gfx"] == "gfx1100,gfx1036"

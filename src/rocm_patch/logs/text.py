@@ -10,13 +10,14 @@ from rocm_patch.machine import redact
 
 _ESCAPE: Final = re.compile(r"\x1b(?:\[[0-9;?]{0,16}[ -/]?[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202f\u2066-\u2069]")
-_NUMBER: Final = re.compile(r"\d+")
+_DIGITS: Final = str.maketrans("123456789", "000000000")
 _TELLING: Final = re.compile(r"gfx[0-9a-f]{3}|1002:|[A-Z]_[A-Z_]{2,40} ?=")
 _SYSLOG: Final = re.compile(
     r"^((?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT[\d:.+-]{8,24})) [\w.-]{1,80} (?=[\w./()-]{1,60}(?:\[\d+\])?:)"
 )
 _QUOTED: Final = 240
-_UNIQUE: Final = 20_000
+_UNIQUE: Final = 8_000
+_STEMS: Final = re.compile(r"(?i)amdgpu|kfd|hip|hsa|rocm|roc[a-z]|miopen|gfx|gpu|torch|tensile|numpy|error|fail|fault|crash|kernel|memory")
 _MANY: Final = 200
 """From so many lines on those of one kind are told once."""
 _PIECES: Final = 12
@@ -52,14 +53,24 @@ def lines(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
             if short.isspace() or short.count("\ufffd") * _JUNK > len(short):
                 continue
             # Digits that name a chip or a value are no counters.
-            kind = f"{number} {place}" if not many else short if _TELLING.search(short) else _NUMBER.sub("0", short)
+            kind = f"{number} {place}" if not many else _kind(short)
             if kind not in kinds:
                 kinds[kind] = (short, number)
     kept = list(kinds.values())
     if len(kept) > _UNIQUE:
+        # A journal speaks of much: lines that may speak of this stay first.
+        kept = [item for item in kept if _STEMS.search(item[0])]
+    if len(kept) > _UNIQUE:
         # The head of a log has the machine in it, the end has the failure.
         kept = kept[: _UNIQUE // 4] + kept[-_UNIQUE * 3 // 4 :]
     return tuple(_CONTROL.sub(" ", line) for line, _ in kept), tuple(number for _, number in kept)
+
+
+def _kind(line: str) -> str:
+    """What lines have in common that differ in numbers only."""
+    if _TELLING.search(line):
+        return line
+    return line.translate(_DIGITS).replace("0000", "0").replace("00", "0").replace("00", "0")
 
 
 def _pieces(line: str) -> tuple[str, ...]:
