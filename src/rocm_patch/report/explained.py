@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rocm_patch.model import Evidence
 
 _SURE: Final = ((0.9, "almost certain"), (0.75, "likely"), (0.5, "more likely than not"), (0.0, "a guess to begin with"))
-_MARKS: Final = {"problem": ("[problem]", "bold red"), "warning": ("[warning]", "yellow"), "info": ("[harmless]", "cyan")}
+_MARKS: Final = {"problem": ("[problem]", "bold red"), "warning": ("[warning]", "yellow"), "info": ("[info]", "cyan")}
 
 
 def document(answer: Explained) -> dict[str, Any]:
@@ -44,8 +44,10 @@ def say(answer: Explained, used: str, out: Console) -> None:
     if not problems:
         out.print(Text("Nothing in it is known to be a fault here.", style="bold green"))
     out.print()
-    for item in findings if not problems else [*problems, *(item for item in findings if item.severity != "problem")]:
-        _finding(item, out)
+    # Beside a fault, what is merely worth knowing would hide it.
+    for item in findings:
+        if not problems or item.severity != "info":
+            _finding(item, out)
 
 
 def _finding(item: Finding, out: Console) -> None:
