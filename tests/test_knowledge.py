@@ -48,7 +48,7 @@ def test_all_chips_in_scope_have_ids_from_which_they_are_found():
         ("settings", lambda t: t["setting"].append(t["setting"][0]), "stands there twice"),
         ("remedies", lambda t: t["remedy"][0].update(kind="magic"), "'magic' is none of"),
         ("evidence", lambda t: t["evidence"][0].update(outcome="wonderful"), "'wonderful' is none of"),
-        ("signatures", lambda t: t["signature"][0].update(certainty="high"), "float was expected"),
+        ("signatures", lambda t: t["signature"][0]["reading"][0].update(certainty="high"), "float was expected"),
         ("wheels", lambda t: t.update(whel=[]), "unknown top-level key whel"),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_row_of_the_wrong_shape_is_refused(raw, table, spoil, complaint):
         ("evidence", lambda t: t["evidence"][0].update(when={"rocm": "new"}), "no version range"),
         ("signatures", lambda t: t["signature"][0].update(sample="nothing"), "its own sample"),
         ("signatures", lambda t: t["signature"].append({**t["signature"][0], "id": "twin"}), "matched by"),
-        ("signatures", lambda t: t["signature"][0].update(cause="bad luck"), "no class of cause"),
+        ("signatures", lambda t: t["signature"][0]["reading"][0].update(cause="bad luck"), "no class of cause"),
         ("wheels", lambda t: t["wheel"][0].update(gfx=["gfx9999"]), "no GPU row"),
     ],
 )

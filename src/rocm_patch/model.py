@@ -252,6 +252,22 @@ class Trials:
     notes: tuple[str, ...] = ()
 
 
+# ------------------------------------------------------------------ what a user shows
+
+
+@dataclass(frozen=True)
+class Log:
+    """Lines that a user shows, with the application they came from. Numbers count from 1 in what was shown."""
+
+    lines: tuple[str, ...]
+    numbers: tuple[int, ...]
+    app: str = ""
+    system: str = ""
+    """linux, windows or wsl; empty: not told."""
+    told: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Facts told beside it, by the names that `--given` takes."""
+
+
 # ------------------------------------------------------------------ the diagnosis
 
 Severity = Literal["problem", "warning", "info"]
@@ -355,6 +371,12 @@ class Condition:
     """linux, windows, wsl, container."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Name -> regular expression of the whole value; the empty expression: unset."""
+    python: str = ""
+    app: str = ""
+    """Regular expression, searched for in the name of the application."""
+    signs: tuple[str, ...] = ()
+    """All must be there: ids of signatures found in the same log, or words of `diagnose.signs`; 'a|b': one of them."""
+    no_signs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -416,21 +438,38 @@ class SettingRow:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a line means under a condition. The first reading of a signature that fits speaks."""
+
+    cause: str
+    certainty: float
+    meaning: str
+    severity: Severity = "problem"
+    when: Condition = field(default_factory=Condition)
+    remedies: tuple[str, ...] = ()
+    next_command: str = ""
+    """What would make it surer."""
+    avoid: str = ""
+
+
+@dataclass(frozen=True)
 class Signature:
-    """A line in a log that means something, on some cards."""
+    """A line in a log that means something, on some cards. Letters match in either case.
+
+    A row without readings is a sign that other rows' conditions may name.
+    """
 
     id: str
     pattern: str
     sample: str
-    cause: str
-    severity: Severity
-    certainty: float
-    meaning: str
-    when: Condition
-    remedies: tuple[str, ...]
-    next_command: str
-    avoid: str
     sources: tuple[str, ...]
+    readings: tuple[Reading, ...] = ()
+    shows: Literal["", "fault", "success", "report"] = ""
+    """Whether the line says that something went wrong or right, or belongs to a report in which general words mean neither."""
+    kernel: bool = False
+    """A line of the kernel's log: `doctor` looks for it there, too."""
+    general: bool = False
+    """A row in plain words, which the samples of others may match as well."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import date
 from typing import Final
 
-from rocm_patch.diagnose import features, folklore, stack, system, trials
+from rocm_patch.diagnose import features, folklore, stack, symptoms, system, trials
 from rocm_patch.diagnose.case import Case
 from rocm_patch.knowledge import Knowledge
-from rocm_patch.model import Diagnosis, Finding, Images, Known, Machine, Trials
+from rocm_patch.model import Diagnosis, Finding, Images, Known, Log, Machine, Trials
 
 __all__ = ["RULES", "STALE_DAYS", "diagnose"]
 
@@ -35,31 +35,83 @@ RULES: Final[tuple[Rule, ...]] = (
     system.other_cards,
 )
 
+_CLEAR: Final = 0.8
+_GUESS: Final = 0.6
+_FORCED: Final = 0.85
+"""An override that is told of is more than an absence of code: only a line that is clearer goes before it."""
 _SEVERITIES: Final = ("problem", "warning", "info")
 
 
-def diagnose(machine: Machine, images: Images, knowledge: Knowledge, trials: Trials | None = None, today: date | None = None) -> Diagnosis:
-    """Judge a machine by every rule. `today` is for the age of our tables only; without it nothing is said of it."""
-    case = Case(machine, images, trials, knowledge)
+def diagnose(
+    machine: Machine, images: Images, knowledge: Knowledge, trials: Trials | None = None, today: date | None = None, log: Log | None = None
+) -> Diagnosis:
+    """Judge a machine by every rule, together with a log that its user shows.
+
+    `today` is for the age of our tables only; without it nothing is said of it.
+    """
+    seen = symptoms.look(log, knowledge) if log else None
+    case = Case(machine, images, trials, knowledge, seen=seen)
     # Two cards of different kinds in one machine need two answers; what is said of both is said once.
-    cases = [replace(case, focus=gpu) for gpu in case.workers] or [case]
-    findings = list(dict.fromkeys(item for one in cases for item in _explained([finding for rule in RULES for finding in rule(one)])))
-    # A setting from a recipe never stands before a cause that the stack itself shows.
-    findings.sort(key=lambda item: (_SEVERITIES.index(item.severity), item.cause == "folklore_setting", -item.certainty))
-    notes = []
+    cases = [replace(case, focus=gpu) for gpu in case.workers] if not seen else []
+    findings = list(dict.fromkeys(item for one in cases or [case] for item in _explained([finding for rule in RULES for finding in rule(one)])))
+    lines = list(symptoms.log(case))
+    if seen:
+        findings = _shown(findings, lines, seen)
+    # A setting from a recipe never stands before a cause that the stack itself shows; a line that names it is more than a recipe.
+    named = {item.cause for item in lines}
+    findings.sort(key=lambda item: (_SEVERITIES.index(item.severity), item.cause == "folklore_setting" and item.cause not in named, -item.certainty))
+    return Diagnosis(
+        findings=tuple(findings),
+        healthy=not any(finding.severity == "problem" for finding in findings),
+        features=features.judge(case) if not seen else {},
+        notes=tuple(_notes(case, today)),
+    )
+
+
+def _notes(case: Case, today: date | None) -> list[str]:
+    machine, notes = case.machine, []
     if not machine.gpus:
         hidden = isinstance(machine.platform.wsl, Known) and machine.platform.wsl.value
         notes.append("no AMD GPU is visible: WSL hides it" if hidden else "no AMD GPU")
     if not isinstance(machine.kernel_log, Known) and case.card:
         notes.append(f"the kernel's log could not be read ({machine.kernel_log.unknown})")
-    if today and (today - date.fromisoformat(knowledge.checked)).days > STALE_DAYS:
-        notes.append(f"these tables were last checked on {knowledge.checked}; wheels and indexes move, look for a newer rocm-patch")
-    return Diagnosis(
-        findings=tuple(findings),
-        healthy=not any(finding.severity == "problem" for finding in findings),
-        features=features.judge(case),
-        notes=tuple(notes),
-    )
+    if today and (today - date.fromisoformat(case.knowledge.checked)).days > STALE_DAYS:
+        notes.append(f"these tables were last checked on {case.knowledge.checked}; wheels and indexes move, look for a newer rocm-patch")
+    return notes
+
+
+def _shown(facts: list[Finding], lines: list[Finding], seen: symptoms.Seen) -> list[Finding]:
+    """Join what the stack and what the lines of a log say.
+
+    A log is a part of the truth: a variable that is not in it may be set all the same. So where no line shows a fault,
+    what the stack alone says is no problem yet, and where one shows another cause, it steps back behind that.
+    """
+    quiet = bool(seen.log.lines) and not seen.fault
+    shown = {item.cause for item in lines if item.severity == "problem"}
+    joined: dict[tuple[str, str], Finding] = {}
+    for item in (*lines, *(_behind(item, shown, quiet, seen.success) for item in facts)):
+        key = (item.cause, item.severity)
+        first = joined.get(key)
+        if first is None:
+            joined[key] = item
+            continue
+        best, other = (first, item) if first.certainty >= item.certainty else (item, first)
+        remedies = {advice.id: advice for advice in (*best.remedies, *other.remedies)}
+        joined[key] = replace(best, why=tuple(dict.fromkeys((*best.why, *other.why))), remedies=tuple(remedies.values()))
+    best_of_all = max((item.certainty for item in joined.values() if item.severity == "problem"), default=0.0)
+    # Beside an answer that is nearly certain a guess is noise.
+    return [item for item in joined.values() if item.severity != "problem" or best_of_all < _CLEAR or item.certainty >= _GUESS]
+
+
+def _behind(item: Finding, shown: set[str], quiet: bool, success: bool) -> Finding:
+    """What the stack alone says, beside what the lines show."""
+    if item.severity != "problem":
+        return item
+    if quiet and (item.cause != "wrong_torch_wheel" or success):
+        return replace(item, severity="warning")
+    if not shown or item.cause in shown:
+        return item
+    return replace(item, certainty=min(item.certainty, _FORCED if item.cause.startswith("override") else _GUESS))
 
 
 def _explained(findings: list[Finding]) -> list[Finding]:

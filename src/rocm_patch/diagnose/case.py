@@ -5,15 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 from rocm_patch.images.coverage import base, forced, loadable
 from rocm_patch.images.source import STORES
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.knowledge.conditions import Context, in_range, in_scope, parse_version, recommended
-from rocm_patch.model import Advice, Finding, Gpu, Image, Images, Known, Machine, Setting, Severity, TorchInstall, Trials, Unknown
+from rocm_patch.model import Advice, Finding, Gpu, Image, Images, Known, Log, Machine, Setting, Severity, TorchInstall, Trials, Unknown
+
+if TYPE_CHECKING:
+    from rocm_patch.diagnose.symptoms import Seen
 
 OVERRIDE = "HSA_OVERRIDE_GFX_VERSION"
+SOUND = {
+    **dict.fromkeys(("gfx1031", "gfx1032", "gfx1033", "gfx1034", "gfx1035", "gfx1036"), "10.3.0"),
+    **dict.fromkeys(("gfx1011", "gfx1012", "gfx1013"), "10.1.0"),
+    **dict.fromkeys(("gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151"), "11.0.0"),
+    "gfx90c": "9.0.0",
+}
+"""The value that people set where a stack has no code for a chip and has it for its nearest kin."""
+_REMEMBERED = 5000
 MASKS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
@@ -49,6 +61,8 @@ class Case:
     knowledge: Knowledge
     focus: Gpu | None = None
     """The card that the rules are asked about; without it the first dedicated one."""
+    seen: Seen | None = None
+    """What a log says that a user shows; None: nothing is shown, and the machine alone is judged."""
 
     @cached_property
     def cards(self) -> tuple[Gpu, ...]:
@@ -74,6 +88,17 @@ class Case:
         """Its target; empty without one."""
         return (gfx_of(self.card) or "") if self.card else ""
 
+    @property
+    def log(self) -> Log | None:
+        """The lines that a user shows, if there are any."""
+        return self.seen.log if self.seen else None
+
+    @cached_property
+    def subject_gfx(self) -> str:
+        """The target of the card that is spoken of, in scope or not; dedicated ones first. Empty without one."""
+        others = sorted(self.machine.gpus, key=lambda gpu: gpu.integrated)
+        return self.gfx or next((gfx for gpu in others if (gfx := gfx_of(gpu))), "")
+
     @cached_property
     def generic(self) -> str:
         """The generic target that covers it."""
@@ -94,8 +119,17 @@ class Case:
         """The torches that could use an AMD card at all."""
         return tuple(torch for torch in self.machine.torches if isinstance(torch.build, Known) and torch.build.value == "rocm")
 
+    @cached_property
+    def _coverages(self) -> dict[int, Coverage]:
+        return {}
+
     def coverage(self, torch: TorchInstall) -> Coverage:
         """What a torch contains, by the best answer there is."""
+        if id(torch) not in self._coverages:
+            self._coverages[id(torch)] = self._coverage(torch)
+        return self._coverages[id(torch)]
+
+    def _coverage(self, torch: TorchInstall) -> Coverage:
         images = [image for image in self.images.files if image.path == torch.site or image.path.startswith(torch.site + "/")]
         # Torch's own code; what its libraries hold is asked below.
         read = [image for image in images if image.store in STORES and image.targets and _own(image, torch)]
@@ -121,9 +155,8 @@ class Case:
 
     def _chips(self, images: Iterable[Image]) -> frozenset[str]:
         """Chips that can load the code, whatever its features are; a generic target stays and brings those that it covers."""
-        targets = {target for image in images for target in image.targets}
-        covered = {row.gfx for row in self.knowledge.gpus.values() if any(loadable(target, row.gfx, row.generic) for target in targets)}
-        return frozenset(covered | {base(target) for target in targets if ":xnack+" not in target})
+        targets = frozenset(target for image in images for target in image.targets)
+        return self.knowledge.covered(targets, loadable) | {base(target) for target in targets if ":xnack+" not in target}
 
     def override(self, reaches: Iterable[str] = ("login", "session", "process")) -> Override | None:
         """The forced target in force for programs of this user, if there is one."""
@@ -154,8 +187,10 @@ class Case:
             system.add("wsl")
         if _value(platform.container):
             system.add("container")
+        if self.log and self.log.system == "windows":
+            system = {"windows"}
         return Context(
-            gfx=self.gfx or None,
+            gfx=self.subject_gfx or None,
             rocm=_text(torch.toolkit) if torch else None,
             torch=_text(torch.version) if torch else None,
             kernel=_text(platform.kernel),
@@ -163,26 +198,62 @@ class Case:
             environment=self.environment,
         )
 
+    @cached_property
+    def bare_context(self) -> Context:
+        """The card and the system, without a torch: what evidence is held against."""
+        return self.context()
+
     # -- advice
 
     def advise(self, *ids: str, **fields: object) -> tuple[Advice, ...]:
         """The remedies of these ids that succeeded in scope, in the given order, with their words filled in."""
         advice = []
+        words = {**self.fields(), **{key: str(value) for key, value in fields.items()}}
         for id_ in ids:
             row = self.knowledge.remedies[id_]
-            evidence = in_scope(self.knowledge.evidence, id_, self.context())
-            if not recommended(evidence):
+            sources = self._sources(id_)
+            if not sources:
                 continue
-            words = {**self.fields(), **{key: str(value) for key, value in fields.items()}}
-            commands = [f"$ {command}" for command in row.commands if _pasteable(command, words)]
-            text = "\n".join((f"{row.title}. {row.text}".strip(), *commands))
-            advice.append(Advice(row.remedy, row.id, _fill(text, words), tuple(dict.fromkeys(item.source for item in evidence))))
+            text = _worded(f"{row.title}. {row.text}".strip(), row.commands, tuple(words.items()))
+            advice.append(Advice(row.remedy, row.id, text, sources))
         return tuple(advice)
+
+    def _sources(self, id_: str) -> tuple[str, ...]:
+        """Where a remedy is said to work on this card and system; empty if it is not recommended there."""
+        context = self.bare_context
+        key = (id_, context.gfx, context.kernel, context.system)
+        if key not in self.knowledge.remembered:
+            if len(self.knowledge.remembered) > _REMEMBERED:
+                self.knowledge.remembered.clear()
+            evidence = in_scope(self.knowledge.evidence_by_remedy.get(id_, ()), id_, context)
+            self.knowledge.remembered[key] = tuple(dict.fromkeys(item.source for item in evidence)) if recommended(evidence) else ()
+        return self.knowledge.remembered[key]
+
+    def words(self) -> dict[str, str]:
+        """What is in force here, for the words of remedies that a log calls for."""
+        found = self.override()
+        torch = self.machine.torches[0] if self.machine.torches else None
+        build = _value(torch.build) if torch else None
+        kernel = _text(self.machine.platform.kernel)
+        sound = SOUND.get(self.subject_gfx, "VALUE")
+        row = self.knowledge.gpus.get(self.subject_gfx)
+        return {
+            "name": self.override_name,
+            "value": found.value if found else sound,
+            "sound": sound,
+            "needed": str(row.atomics_free_firmware) if row else "the newest",
+            "places": where(found.places) if found else "the environment of the program (not seen here)",
+            "site": torch.site if torch else "use",
+            "build": str(build or "CPU or CUDA").upper(),
+            "have": kernel or "not told",
+            "path": "/dev/kfd",
+            "group": "render",
+        }
 
     def fields(self) -> dict[str, str]:
         """Words that any remedy's text may use."""
         wheel = self.wheel
-        words = {"gfx": self.gfx or "gfxNNNN", "family": "gfx1030" if self.gfx.startswith("gfx103") else "gfx1010"}
+        words = {"gfx": self.subject_gfx or "gfxNNNN", "family": "gfx1030" if self.gfx.startswith("gfx103") else "gfx1010"}
         if wheel:
             words |= {"index": wheel.index, "torch": wheel.torch, "megabytes": str(wheel.download_megabytes)}
             # A shell would take the brackets and the equals signs apart.
@@ -247,6 +318,12 @@ def _pasteable(command: str, words: Mapping[str, str]) -> bool:
     """False where a word that goes into a command came from a hostile or odd file: it is told, not offered to a shell."""
     used = {name for name in re.findall(r"\{(\w+)\}", command) if name != "packages"}
     return all(re.fullmatch(r"[A-Za-z0-9_./:,+=@%-]*", words.get(name, "")) for name in used)
+
+
+@lru_cache(maxsize=4096)
+def _worded(text: str, commands: tuple[str, ...], items: tuple[tuple[str, str], ...]) -> str:
+    words = dict(items)
+    return _fill("\n".join((text, *(f"$ {command}" for command in commands if _pasteable(command, words)))), words)
 
 
 def _fill(text: str, words: Mapping[str, str]) -> str:

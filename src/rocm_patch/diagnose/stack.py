@@ -17,6 +17,8 @@ def wheels(case: Case) -> Iterator[Finding]:
     """A CPU or CUDA build where the card needs a ROCm one."""
     if not case.card:
         return
+    if not case.machine.torches and case.log:
+        return
     if not case.machine.torches:
         yield finding(
             "wrong_torch_wheel",

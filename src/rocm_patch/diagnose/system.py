@@ -54,7 +54,7 @@ def devices(case: Case) -> Iterator[Finding]:
     platform, card = case.machine.platform, case.card
     if card is None or _true(platform.wsl):
         return
-    if not _true(platform.kfd_present):
+    if isinstance(platform.kfd_present, Known) and not platform.kfd_present.value:
         if _true(platform.container):
             name = platform.container.value if isinstance(platform.container, Known) else ""
             why = [f"The {card.name} is visible in sysfs, and this {name} container has no /dev/kfd{'' if _render(card) else ' and no render node'}."]
@@ -110,7 +110,7 @@ def wsl(case: Case) -> Iterator[Finding]:
 
 def other_cards(case: Case) -> Iterator[Finding]:
     """AMD GPUs that this tool is not for, named so that nobody wonders."""
-    if case.card:
+    if case.card or case.log:
         return
     for gpu in case.machine.gpus:
         gfx = gpu.gfx.value if isinstance(gpu.gfx, Known) else "of unknown target"
@@ -125,17 +125,16 @@ EFFECTS_OF_FOREIGN_CODE = ("gpu_page_fault", "ring_timeout_reset", "numerical")
 def log(case: Case) -> Iterator[Finding]:
     """What the kernel's log says about these cards, by signature."""
     lines = case.machine.kernel_log
-    if not case.card or not isinstance(lines, Known):
+    if not case.card or not isinstance(lines, Known) or case.log:
         return
     context = case.context(case.rocm_torches[0] if case.rocm_torches else None)
-    for row in case.knowledge.signatures:
-        if row.severity == "info" or not holds(row.when, context):
-            continue
-        hits = [line for line in lines.value if re.search(row.pattern, line)]
+    for pattern in case.knowledge.finder.patterns:
+        hits = [line for line in lines.value if pattern.matches(line)] if pattern.row.kernel else []
+        reading = next((reading for reading in pattern.row.readings if holds(reading.when, context)), None) if hits else None
         # An accident of weeks ago is no state of the machine: the log is evidence for, never the cause by itself.
-        if hits and row.cause != "pcie_atomics":
-            why = [f"The kernel's log says so {len(hits)} time{'s' if len(hits) > 1 else ''}: {hits[-1][:200]}", row.meaning]
-            yield finding(row.cause, "warning", min(row.certainty, 0.6), why, case.advise(*row.remedies))
+        if reading and reading.severity != "info" and reading.cause != "pcie_atomics":
+            why = [f"The kernel's log says so {len(hits)} time{'s' if len(hits) > 1 else ''}: {hits[-1][:200]}", reading.meaning]
+            yield finding(reading.cause, "warning", min(reading.certainty, 0.6), why, case.advise(*reading.remedies))
 
 
 def _render(gpu: Gpu) -> bool:

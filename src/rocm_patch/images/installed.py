@@ -17,7 +17,7 @@ from rocm_patch.knowledge.conditions import in_range
 from rocm_patch.model import Image, Images, Known, Machine, TargetCode, TorchInstall
 from rocm_patch.root import Root
 
-__all__ = ["places", "scan"]
+__all__ = ["names", "places", "scan"]
 
 _DEVICE_PACKAGE = re.compile(r"(amd-torch-device|rocm-sdk-device)-(gfx[0-9a-f]+)")
 _FAMILY_PACKAGE = re.compile(r"rocm-sdk-libraries-(gfx\d+)x-(dgpu|all)", re.IGNORECASE)
@@ -34,7 +34,7 @@ def scan(root: Root, machine: Machine, knowledge: Knowledge) -> Images:
     for torch in machine.torches:
         if isinstance(torch.build, Known) and torch.build.value == "rocm":
             files.extend(_libraries(root, torch))
-            files.extend(_names(torch, knowledge))
+            files.extend(names(torch, knowledge))
     return Images(tuple(files))
 
 
@@ -65,7 +65,8 @@ def _libraries(root: Root, torch: TorchInstall) -> list[Image]:
     return found
 
 
-def _names(torch: TorchInstall, knowledge: Knowledge) -> Iterator[Image]:
+def names(torch: TorchInstall, knowledge: Knowledge) -> Iterator[Image]:
+    """What the names of the distributions beside a torch say, else its version tag."""
     unknown = TargetCode(-1, -1)
     # Both halves are needed: torch's own kernels, and the libraries that they call.
     halves: dict[str, set[str]] = {"amd-torch-device": set(), "rocm-sdk-device": set()}

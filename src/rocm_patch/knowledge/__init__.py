@@ -10,14 +10,18 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rocm_patch import codec
 from rocm_patch.errors import FormatError, KnowledgeError
 from rocm_patch.model import ContentRow, DeviceRow, Evidence, GpuRow, LauncherRow, RemedyRow, SettingRow, Signature, WheelRow
+
+if TYPE_CHECKING:
+    from rocm_patch.knowledge.matching import Finder
 
 T = TypeVar("T")
 
@@ -42,12 +46,57 @@ class Knowledge:
     checked: str
     """The date of the oldest table."""
 
+    @functools.cached_property
+    def finder(self) -> Finder:
+        """The signatures, ready to be searched for."""
+        from rocm_patch.knowledge.matching import Finder, Pattern  # what root runs carries no signatures' machinery
+
+        return Finder(tuple(Pattern.of(row) for row in self.signatures))
+
+    @functools.cached_property
+    def evidence_by_remedy(self) -> Mapping[str, tuple[Evidence, ...]]:
+        """The observations, by the remedy that they are about."""
+        found: dict[str, list[Evidence]] = {}
+        for row in self.evidence:
+            found.setdefault(row.remedy, []).append(row)
+        return {remedy: tuple(rows) for remedy, rows in found.items()}
+
+    @functools.cached_property
+    def chips_by_name(self) -> Mapping[str, str]:
+        """Targets by `plain_name`; names that several chips share are left out."""
+        found: dict[str, set[str]] = {}
+        for row, device in self.devices.values():
+            for name in (*device.names, *device.revisions.values()):
+                found.setdefault(plain_name(name), set()).add(row.gfx)
+        return {name: next(iter(chips)) for name, chips in found.items() if len(chips) == 1 and len(name) > 2}
+
+    @functools.cached_property
+    def remembered(self) -> dict[Any, tuple[str, ...]]:
+        """Answers that follow from the tables alone, by question: a batch asks the same ones often."""
+        return {}
+
+    def covered(self, targets: frozenset[str], judge: Callable[[str, str, str], bool]) -> frozenset[str]:
+        """Chips that one of the targets is for, by a judge of (target, chip, generic); remembered, for a batch asks it of few sets often."""
+        if targets not in self._covered:
+            rows = self.gpus.values()
+            self._covered[targets] = frozenset(row.gfx for row in rows if any(judge(target, row.gfx, row.generic) for target in targets))
+        return self._covered[targets]
+
+    @functools.cached_property
+    def _covered(self) -> dict[frozenset[str], frozenset[str]]:
+        return {}
+
     def chip_of_version(self, gfx_target_version: int) -> str | None:
         """The target that KFD means by its decimal number, e.g. 100100 -> gfx1010; computed for unknown chips."""
         if gfx_target_version <= 0:
             return None
         major, minor, stepping = gfx_target_version // 10000, gfx_target_version // 100 % 100, gfx_target_version % 100
         return f"gfx{major}{minor:x}{stepping:x}"
+
+
+def plain_name(name: str) -> str:
+    """A marketing name as it can be looked up: 'AMD Radeon RX 6700 XT' -> 'rx6700xt'."""
+    return re.sub(r"\b(?:amd|radeon|graphics|instinct|series|gpu)\b|\(tm\)|[^a-z0-9]", "", name.lower())
 
 
 @functools.cache
@@ -117,6 +166,9 @@ def _rows(tables: Mapping[str, Any], table: str, key: str, kind: type[T]) -> tup
         if kind is SettingRow:
             raw = {**raw, "effects": [_effect(effect) for effect in raw.get("effects", raw.get("effect", []))]}
             raw.pop("effect", None)
+        if kind is Signature and "reading" in raw:
+            raw = {**raw, "readings": raw["reading"]}
+            raw.pop("reading")
         try:
             rows.append(codec.decode(kind, raw, f"{table}.toml, {key} {number} ({name})"))
         except FormatError as error:

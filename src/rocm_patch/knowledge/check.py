@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 
 from rocm_patch.knowledge import Knowledge
-from rocm_patch.knowledge.conditions import valid_range
+from rocm_patch.knowledge.conditions import SIGNS, valid_range
+from rocm_patch.knowledge.expressions import study
+from rocm_patch.knowledge.matching import SHORTEST, WIDEST
 from rocm_patch.model import Condition, GpuRow
 
 _DATE = re.compile(r"\d{4}-\d{2}(-\d{2})?")
@@ -73,24 +75,52 @@ def _gpu(knowledge: Knowledge, gpu: GpuRow) -> Iterator[str]:
 
 
 def _signatures(knowledge: Knowledge) -> Iterator[str]:
+    signs = {row.id for row in knowledge.signatures}
+    bad: set[str] = set()
     for row in knowledge.signatures:
         where = f"signatures.toml, {row.id}"
-        if row.cause not in knowledge.causes:
-            yield f"{where}: {row.cause!r} is no class of cause"
-        for remedy in row.remedies:
-            if remedy not in knowledge.remedies:
-                yield f"{where}: there is no remedy {remedy!r}"
-        bad = list(_pattern(where, row.pattern))
-        yield from bad
-        if not bad and not re.search(row.pattern, row.sample):
-            yield f"{where}: the pattern does not match its own sample"
-        for other in knowledge.signatures:
-            if other.id != row.id and other.when == row.when and re.search(other.pattern, row.sample):
-                yield f"{where}: its sample is matched by {other.id} as well"
-        if not 0 < row.certainty <= 1:
-            yield f"{where}: certainty lies between 0 and 1"
-        yield from _condition(where, row.when)
+        wrong = list(_pattern(where, row.pattern)) or list(_searchable(where, row.pattern))
+        yield from wrong
+        if wrong:
+            bad.add(row.id)
         yield from _sources(where, row.sources)
+        for reading in row.readings:
+            if reading.cause not in knowledge.causes:
+                yield f"{where}: {reading.cause!r} is no class of cause"
+            for remedy in reading.remedies:
+                if remedy not in knowledge.remedies:
+                    yield f"{where}: there is no remedy {remedy!r}"
+            if not 0 < reading.certainty <= 1:
+                yield f"{where}: certainty lies between 0 and 1"
+            yield from _condition(where, reading.when)
+            for word in (*reading.when.signs, *reading.when.no_signs):
+                for one in word.split("|"):
+                    if one not in signs and one not in SIGNS and not one.startswith("on-"):
+                        yield f"{where}: {one!r} is neither a signature nor a sign that is derived"
+    sound = knowledge.finder.patterns if not bad else ()
+    general = {row.id for row in knowledge.signatures if row.general}
+    for row in knowledge.signatures if sound else ():
+        matched = {pattern.row.id for pattern in sound if pattern.matches(row.sample)}
+        if row.id not in matched:
+            yield f"signatures.toml, {row.id}: the pattern does not match its own sample"
+        for other in sorted(matched - {row.id} - general):
+            if not row.general:
+                yield f"signatures.toml, {row.id}: its sample is matched by {other} as well"
+
+
+def _searchable(where: str, pattern: str) -> Iterator[str]:
+    """A pattern is found by a plain word first, and no line can make it slow."""
+    try:
+        facts = study(pattern)
+    except (ValueError, IndexError):
+        yield f"{where}: brackets that only a human could match; write it plainer"
+        return
+    if any(len(word) < SHORTEST for word in facts.words):
+        yield f"{where}: each alternative needs a plain run of {SHORTEST} letters, by which it is looked up: {facts.words}"
+    if not facts.bounded:
+        yield f"{where}: a repetition without bound; write {{0,40}} for * and {{1,40}} for +"
+    if facts.ways > WIDEST:
+        yield f"{where}: one start can fail in {facts.ways} ways, more than {WIDEST}; fewer or smaller gaps"
 
 
 def _pattern(where: str, pattern: str) -> Iterator[str]:
@@ -101,7 +131,8 @@ def _pattern(where: str, pattern: str) -> Iterator[str]:
 
 
 def _condition(where: str, condition: Condition) -> Iterator[str]:
-    for specifier in (condition.rocm, condition.torch, condition.kernel):
+    yield from _pattern(where, condition.app)
+    for specifier in (condition.rocm, condition.torch, condition.kernel, condition.python):
         if specifier and not valid_range(specifier):
             yield f"{where}: {specifier!r} is no version range"
     for pattern in condition.environment.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,32 @@ Status = Literal["works", "partial", "no effect", "harmful", "untested"]
 
 STRENGTH: Final = ("measured", "upstream source", "maintainer", "independent report", "inference")
 
+SIGNS: Final = {
+    "override-set": "HSA_OVERRIDE_GFX_VERSION is in force",
+    "override-own": "it names the card's own target",
+    "override-sound": "the card executes code for the target that it names",
+    "override-foreign": "it names a target whose code the card does not execute",
+    "override-near": "such a target of the same generation: the code loads, and goes astray",
+    "override-malformed": "it is no version M.m.s",
+    "masked": "a variable hides some of the GPUs",
+    "code-native": "torch contains code for the card",
+    "code-missing": "torch contains no code for the card",
+    "torch-rocm": "a ROCm build of torch",
+    "torch-cuda": "a CUDA build of torch",
+    "torch-cpu": "a CPU build of torch",
+    "torch-made-here": "a torch that somebody built",
+    "integrated": "the only GPU is a part of the processor",
+    "integrated-beside": "a card and an integrated GPU",
+    "several": "more than one GPU",
+    "mixed": "cards of different targets",
+    "containered": "in a container",
+    "no-group": "the groups are known, and neither render nor video is among them",
+    "card-known": "the target of the card is known",
+    "compute-told": "an application, a torch or a ROCm is named",
+    "kernel-named": "the log names the version of the running kernel",
+}
+"""Words for what follows from the facts; `on-NAME` is the distribution besides. `diagnose.signs` derives them."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -29,18 +56,29 @@ class Context:
     kernel: str | None = None
     system: frozenset[str] = frozenset({"linux"})
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    python: str | None = None
+    app: str = ""
+    signs: frozenset[str] = frozenset()
+    """What the log and the machine show, in the words that conditions use."""
 
 
 def holds(condition: Condition, context: Context) -> bool:
     """True if every field that the condition sets is met; what is not known meets nothing."""
-    if condition.gfx and not _any(condition.gfx, context.gfx):
+    if not _on(condition, context):
         return False
-    if condition.not_gfx and _any(condition.not_gfx, context.gfx):
+    if condition.signs and not all(_sign(word, context.signs) for word in condition.signs):
         return False
-    for specifier, version in ((condition.rocm, context.rocm), (condition.torch, context.torch), (condition.kernel, context.kernel)):
-        if specifier and not in_range(specifier, version):
-            return False
-    if condition.system and not context.system.intersection(condition.system):
+    if condition.no_signs and any(_sign(word, context.signs) for word in condition.no_signs):
+        return False
+    if condition.rocm and not in_range(condition.rocm, context.rocm):
+        return False
+    if condition.torch and not in_range(condition.torch, context.torch):
+        return False
+    if condition.kernel and not in_range(condition.kernel, context.kernel):
+        return False
+    if condition.python and not in_range(condition.python, context.python):
+        return False
+    if condition.app and not re.search(condition.app, context.app, re.IGNORECASE):
         return False
     for name, pattern in condition.environment.items():
         value = context.environment.get(name)
@@ -49,6 +87,7 @@ def holds(condition: Condition, context: Context) -> bool:
     return True
 
 
+@functools.lru_cache(maxsize=4096)
 def in_range(specifier: str, version: str | None) -> bool:
     """True if a version lies in a PEP 440 range; kernel releases and tags are cut to their numbers first."""
     parsed = parse_version(version)
@@ -99,9 +138,22 @@ def recommended(rows: Iterable[Evidence]) -> bool:
 
 def _near(condition: Condition, context: Context) -> bool:
     # The stack that a remedy installs is not the stack that is there: only the card's side counts.
-    card = Condition(gfx=condition.gfx, not_gfx=condition.not_gfx, kernel=condition.kernel, system=condition.system)
-    return holds(card, context)
+    return _on(condition, context) and (not condition.kernel or in_range(condition.kernel, context.kernel))
 
 
-def _any(patterns: Iterable[str], gfx: str | None) -> bool:
+def _on(condition: Condition, context: Context) -> bool:
+    """True if card and system are those of the condition."""
+    if condition.gfx and not _any(condition.gfx, context.gfx):
+        return False
+    if condition.not_gfx and _any(condition.not_gfx, context.gfx):
+        return False
+    return not condition.system or not context.system.isdisjoint(condition.system)
+
+
+def _sign(word: str, signs: frozenset[str]) -> bool:
+    return any(one in signs for one in word.split("|"))
+
+
+@functools.lru_cache(maxsize=4096)
+def _any(patterns: tuple[str, ...], gfx: str | None) -> bool:
     return gfx is not None and any(fnmatch.fnmatchcase(gfx.partition(":")[0], pattern) for pattern in patterns)

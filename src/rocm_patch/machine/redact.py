@@ -13,12 +13,20 @@ from rocm_patch.model import Known, Recording
 _GROUPS = {"render", "video", "root", "wheel", "sudo", "docker", "adm", "users", "input", "kvm"}
 _WORDS = re.compile(r"^(amdgpu|radeon|iommu|amd_iommu|intel_iommu|pci|pcie_|nomodeset|quiet|splash|ro|rw|mitigations|drm|video|processor|idle|panic)")
 _PATTERNS = (
-    (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE), "<uuid>"),
-    (re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", re.IGNORECASE), "<mac>"),
-    (re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])"), "<address>"),
-    (re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"), "<mail>"),
-    (re.compile(r"(?i)\b(serial(?: number)?|unique_id)(\W+)\w+"), r"\1\2<serial>"),
-    (re.compile(r"/(home|Users|users)/[^/\s:\"']+"), "/home/user"),
+    # a letter that each match contains, expression, what is put
+    ("-", re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE), "<uuid>"),
+    (":", re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", re.IGNORECASE), "<mac>"),
+    (":", re.compile(r"(?<![\w:.])(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}|(?:[0-9a-f]{1,4}:){1,6}(?::[0-9a-f]{1,4}){2,6})(?![\w:])"), "<address>"),
+    (".", re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]|-[a-z])"), "<address>"),
+    ("@", re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"), "<mail>"),
+    ("@", re.compile(r"\b[a-z_][\w.-]*@[\w-]+(?=:[~/]|:? ?[$#~])"), "<user>@<host>"),
+    ("", re.compile(r"(?i)\b(serial(?: number)?|unique_id)(\W+)\w+"), r"\1\2<serial>"),
+    ("G", re.compile(r"\bGPU-[0-9a-f]{12,}\b"), "GPU-<serial>"),
+    ("", re.compile(r"[/\\]+(?:home|Users|users)[/\\]+[^/\\\s:\"']+"), "/home/user"),
+    ("/media/", re.compile(r"/media/[^/\s:\"']+"), "/media/user"),
+    (" member of", re.compile(r"(?<!\S)\S+( is (?:not )?(?:a )?member of)"), r"<user>\1"),
+    ("id=", re.compile(r"\b(uid|gid|groups)=(\d+)\([^)]*\)"), r"\1=\2(<name>)"),
+    ("Linux ", re.compile(r"\bLinux (?!version)[\w.-]+ (?=\d+\.\d+\.\d)"), "Linux <host> "),
 )
 
 
@@ -31,15 +39,20 @@ def recording(value: Recording, names: Iterable[str]) -> Recording:
         kept = tuple(word for word in platform.command_line.value if _WORDS.match(word))
         platform = replace(platform, command_line=Known(kept, platform.command_line.source))
     value = replace(value, machine=replace(value.machine, root="/", platform=platform))
-    words = [re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])") for name in names if len(name) > 2 and name not in ("root", "user")]
-    plain = _walk(codec.encode(value), words)
+    plain = _walk(codec.encode(value), words(names))
     return codec.decode(Recording, plain, "recording")  # type: ignore[no-any-return]
+
+
+def words(names: Iterable[str]) -> list[re.Pattern[str]]:
+    """Expressions for names as whole words; too short ones and those that everybody has are left out."""
+    return [re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])") for name in names if len(name) > 2 and name not in ("root", "user")]
 
 
 def text(line: str, words: Iterable[re.Pattern[str]] = ()) -> str:
     """One string, redacted."""
-    for pattern, put in _PATTERNS:
-        line = pattern.sub(put, line)
+    for hint, pattern, put in _PATTERNS:
+        if hint in line:
+            line = pattern.sub(put, line)
     for word in words:
         line = word.sub("<name>", line)
     return line

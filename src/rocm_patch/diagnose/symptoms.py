@@ -1,0 +1,111 @@
+"""What the lines that a user shows mean on this machine, by the rows of signatures.toml.
+
+A row has readings, and the first whose condition holds speaks: one line means different things on different cards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from rocm_patch.diagnose import signs
+from rocm_patch.diagnose.case import Case, finding
+from rocm_patch.knowledge import Knowledge
+from rocm_patch.knowledge.conditions import SIGNS, Context, holds
+from rocm_patch.knowledge.matching import Pattern
+from rocm_patch.logs import text
+from rocm_patch.model import Condition, Finding, Log, Reading
+
+_SHOWN = 3
+"""Lines quoted for one signature."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The signatures that a log holds, each with the indexes of its lines."""
+
+    log: Log
+    hits: tuple[tuple[Pattern, tuple[int, ...]], ...]
+
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        """Their ids: what conditions ask for."""
+        return frozenset(pattern.row.id for pattern, _ in self.hits)
+
+    @cached_property
+    def fault(self) -> bool:
+        """True if a line, other than a harmless one, says that something went wrong."""
+        return any(pattern.row.shows == "fault" or _serious(pattern, self.ids) for pattern, _ in self.hits)
+
+    @cached_property
+    def success(self) -> bool:
+        """True if a line says that it works."""
+        return any(pattern.row.shows == "success" for pattern, _ in self.hits)
+
+
+def look(log: Log, knowledge: Knowledge) -> Seen:
+    """Search a log. A line that is known to be harmless is no general sign of a fault."""
+    hits = knowledge.finder.search(log.lines)
+    ids = frozenset(pattern.row.id for pattern, _ in hits)
+    harmless = {index for pattern, indexes in hits if _harmless(pattern, ids) for index in indexes}
+    kept = []
+    for pattern, indexes in hits:
+        rest = tuple(index for index in indexes if index not in harmless) if pattern.row.general else indexes
+        if rest:
+            kept.append((pattern, rest))
+    return Seen(log, tuple(kept))
+
+
+def log(case: Case) -> Iterator[Finding]:
+    """A finding for each signature that says something on this machine."""
+    if case.seen is None:
+        return
+    context = context_of(case)
+    for pattern, indexes in case.seen.hits:
+        reading = read(pattern, context)
+        if reading is None:
+            continue
+        lines = [f"line {case.seen.log.numbers[index]}: {text.quoted(case.seen.log.lines[index])}" for index in indexes[:_SHOWN]]
+        more = [f"and {len(indexes) - _SHOWN} more of the kind"] if len(indexes) > _SHOWN else []
+        why = [reading.meaning, *lines, *more]
+        if reading.next_command:
+            why.append(f"To be surer: {reading.next_command}")
+        if reading.avoid:
+            why.append(f"What not to do: {reading.avoid}")
+        yield finding(reading.cause, reading.severity, reading.certainty, why, case.advise(*reading.remedies, **case.words()))
+
+
+def context_of(case: Case) -> Context:
+    """What the conditions of readings are held against: the machine, and what else the log shows."""
+    assert case.seen is not None  # noqa: S101  # the rule above returns without a log
+    torch = case.machine.torches[0] if case.machine.torches else None
+    base = case.context(torch)
+    told = case.seen.log.told
+    return Context(
+        gfx=base.gfx,
+        rocm=base.rocm or told.get("rocm"),
+        torch=base.torch,
+        kernel=base.kernel,
+        system=base.system,
+        environment=base.environment,
+        python=told.get("python"),
+        app=case.seen.log.app,
+        signs=signs.derive(case) | case.seen.ids,
+    )
+
+
+def read(pattern: Pattern, context: Context) -> Reading | None:
+    """The reading that speaks here, if one does."""
+    return next((reading for reading in pattern.row.readings if holds(reading.when, context)), None)
+
+
+def _harmless(pattern: Pattern, ids: frozenset[str]) -> bool:
+    told = any(reading.severity == "info" for reading in pattern.row.readings)
+    return pattern.row.shows == "report" or (told and not pattern.row.general and not _serious(pattern, ids))
+
+
+def _serious(pattern: Pattern, ids: frozenset[str]) -> bool:
+    """True if a reading says problem that the other lines do not rule out; what the machine says of it is asked later."""
+    found = Context(signs=ids | SIGNS.keys())
+    return any(reading.severity == "problem" and holds(Condition(signs=reading.when.signs), found) for reading in pattern.row.readings)

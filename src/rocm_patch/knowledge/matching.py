@@ -1,0 +1,118 @@
+"""Signatures against lines: found by plain words first, so that hundreds of rows cost a log some microseconds.
+
+A regular expression is only tried on lines that hold one of the words that each of its matches contains (`expressions`). Lines
+are cut to `LINE` characters and all repetitions are bounded (`check` insists), so that no line, however hostile, makes one slow.
+Lines and expressions are both in lower case: to ignore case would cost an expression its quick search for a first word.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rocm_patch.knowledge.expressions import alternatives, study
+from rocm_patch.model import Signature
+
+LINE: Final = 1200
+"""Characters of a line that are looked at: the first three quarters and the end."""
+SHORTEST: Final = 2
+"""Letters of the words by which a row is looked up."""
+WIDEST: Final = 20_000
+"""Ways in which one start of an expression may fail."""
+_HITS: Final = 500
+_TRIES: Final = 4000
+"""Lines on which one expression is tried at most."""
+_GRAM: Final = 4
+_SMALL: Final = 5_000
+_LARGE: Final = 200_000
+_CAPITAL: Final = re.compile(r"\\.|[A-Z]")
+_TOKEN: Final = re.compile(r"[a-z0-9_]+")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One alternative of a signature's expression, and the words of which one stands in whatever it matches."""
+
+    words: tuple[str, ...]
+    regex: re.Pattern[str]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A signature, compiled."""
+
+    row: Signature
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, row: Signature) -> Pattern:
+        """Compile a row. Alternatives apart are quicker than together: only those whose words are there are tried."""
+        small = _CAPITAL.sub(lambda match: match.group().lower() if len(match.group()) == 1 else match.group(), row.pattern)
+        return cls(row, tuple(Part(study(one).words, re.compile(one)) for one in alternatives(small)))
+
+    def matches(self, line: str) -> bool:
+        """True if the line is one of these."""
+        short = cut(line).lower()
+        return any(part.regex.search(short) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Finder:
+    """All signatures of the tables, by the words that they need."""
+
+    patterns: tuple[Pattern, ...]
+
+    @functools.cached_property
+    def index(self) -> Mapping[str, tuple[tuple[int, Part], ...]]:
+        """The parts to try by word, each with the place of its signature in the table."""
+        found: dict[str, list[tuple[int, Part]]] = {}
+        for place, pattern in enumerate(self.patterns):
+            for part in pattern.parts:
+                for word in part.words:
+                    found.setdefault(word, []).append((place, part))
+        return {word: tuple(parts) for word, parts in found.items()}
+
+    def search(self, lines: Sequence[str]) -> list[tuple[Pattern, tuple[int, ...]]]:
+        """Each signature that is found, in the order of the table, with the indexes of its lines."""
+        lowered = [line.lower() for line in lines]
+        hits: dict[int, set[int]] = {}
+        for word in self._words("\n".join(lowered)):
+            there = [index for index, low in enumerate(lowered) if word in low][:_TRIES]
+            for place, part in self.index[word]:
+                known = hits.get(place, set())
+                for index in there:
+                    if len(known) == _HITS:
+                        break
+                    if index not in known and part.regex.search(lowered[index]):
+                        known.add(index)
+                if known:
+                    hits[place] = known
+        return [(self.patterns[place], tuple(sorted(hits[place]))) for place in sorted(hits)]
+
+    @functools.cached_property
+    def _keys(self) -> Mapping[str, tuple[str, ...]]:
+        """Words by their first letters; under the empty key those that are shorter."""
+        found: dict[str, list[str]] = {"": []}
+        for word in self.index:
+            found.setdefault(word[:_GRAM] if len(word) >= _GRAM else "", []).append(word)
+        return {key: tuple(words) for key, words in found.items()}
+
+    def _words(self, whole: str) -> list[str]:
+        if len(whole) <= _SMALL:
+            # Most words are not there: what is there of their beginnings is told by one look at the text.
+            pieces = {whole[index : index + _GRAM] for index in range(len(whole))}
+            keys = self._keys
+            return [word for piece in keys.keys() & pieces for word in keys[piece] if word in whole] + [word for word in keys[""] if word in whole]
+        if len(whole) <= _LARGE:
+            return [word for word in self.index if word in whole]
+        # A vocabulary is far smaller than a large text.
+        vocabulary = "\n".join(set(_TOKEN.findall(whole)))
+        return [word for word in self.index if all(part in vocabulary for part in _TOKEN.findall(word))]
+
+
+def cut(line: str) -> str:
+    """A line without its middle, if it is long."""
+    return line if len(line) <= LINE else f"{line[: LINE * 3 // 4]} ... {line[-LINE // 4 :]}"

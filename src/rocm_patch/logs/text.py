@@ -1,0 +1,87 @@
+"""Bytes of a pasted log -> clean lines. Anything is accepted: binary junk, mixed encodings, megabytes without an end of line."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from rocm_patch.knowledge.matching import LINE
+from rocm_patch.machine import redact
+
+_ESCAPE: Final = re.compile(r"\x1b(?:\[[0-9;?]{0,16}[ -/]?[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202f\u2066-\u2069]")
+_DIGITS: Final = str.maketrans("123456789", "000000000")
+_TELLING: Final = re.compile(r"gfx[0-9a-f]{3}|1002:|[A-Z]_[A-Z_]{2,40} ?=")
+_SYSLOG: Final = re.compile(
+    r"^((?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT[\d:.+-]{8,24})) [\w.-]{1,80} (?=[\w./()-]{1,60}(?:\[\d+\])?:)"
+)
+_QUOTED: Final = 240
+_UNIQUE: Final = 8_000
+_STEMS: Final = re.compile(r"(?i)amdgpu|kfd|hip|hsa|rocm|roc[a-z]|miopen|gfx|gpu|torch|tensile|numpy|error|fail|fault|crash|kernel|memory")
+_MANY: Final = 200
+"""From so many lines on those of one kind are told once."""
+_PIECES: Final = 12
+_OVERLAP: Final = 100
+_JUNK: Final = 12
+"""A line of which more than one in so many characters could not be decoded says nothing."""
+
+
+def decode(data: bytes) -> str:
+    """Text of any bytes: UTF-16 where a mark or its zero bytes say so (PowerShell writes it), else UTF-8 with replacements."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace")
+    head = data[:4096]
+    if len(head) > 8 and head[1::2].count(0) > len(head) // 4:
+        return data.decode("utf-16-le", "replace")
+    return data.decode("utf-8-sig", "replace")
+
+
+def lines(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Lines that say something, without colours and controls, each kind once, and their numbers.
+
+    Lines that differ only in digits are one kind: a driver that complains ten thousand times says one thing.
+    """
+    if "\x1b" in text:
+        text = _ESCAPE.sub("", text)
+    raw = re.split(r"\r\n|\n|\r", text) if "\r" in text else text.split("\n")
+    kinds: dict[str, tuple[str, int]] = {}
+    many = len(raw) > _MANY
+    for number, line in enumerate(raw, 1):
+        if not line:
+            continue
+        for place, short in enumerate(_pieces(line)):
+            if short.isspace() or short.count("\ufffd") * _JUNK > len(short):
+                continue
+            # Digits that name a chip or a value are no counters.
+            kind = f"{number} {place}" if not many else _kind(short)
+            if kind not in kinds:
+                kinds[kind] = (short, number)
+    kept = list(kinds.values())
+    if len(kept) > _UNIQUE:
+        # A journal speaks of much: lines that may speak of this stay first.
+        kept = [item for item in kept if _STEMS.search(item[0])]
+    if len(kept) > _UNIQUE:
+        # The head of a log has the machine in it, the end has the failure.
+        kept = kept[: _UNIQUE // 4] + kept[-_UNIQUE * 3 // 4 :]
+    return tuple(_CONTROL.sub(" ", line) for line, _ in kept), tuple(number for _, number in kept)
+
+
+def _kind(line: str) -> str:
+    """What lines have in common that differ in numbers only."""
+    if _TELLING.search(line):
+        return line
+    return line.translate(_DIGITS).replace("0000", "0").replace("00", "0").replace("00", "0")
+
+
+def _pieces(line: str) -> tuple[str, ...]:
+    """A long line in pieces: a terminal or a form may have joined many lines into one. The middle of a very long one is left out."""
+    if len(line) <= LINE:
+        return (line,)
+    pieces = [line[start : start + LINE] for start in range(0, min(len(line), LINE * _PIECES), LINE - _OVERLAP)]
+    return (*pieces[:_PIECES], line[-LINE:])
+
+
+def quoted(line: str) -> str:
+    """A line as it may be shown: redacted, one blank where there were many, not longer than a few hundred characters."""
+    short = redact.text(_SYSLOG.sub(r"\1 <host> ", " ".join(line.split())))
+    return short if len(short) <= _QUOTED else short[: _QUOTED - 4] + " ..."
