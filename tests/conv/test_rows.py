@@ -154,6 +154,9 @@ EDGES = {
     "a step that leaves lines of the image out": cases.Case(
         False, 2, 1, 3, 4, (9, 8), (2, 1), (3, 3), NONE, ONES, NONE, True, torch.float32, ("contiguous",) * 4, True, 3
     ),
+    "a border around a single plane, which an H200 found": cases.Case(
+        False, 1, 1, 1, 1, (1, 1, 1), (1, 1, 1), (3, 1, 1), (1, 0, 0), (1, 1, 1), (0, 0, 0), False, torch.float32, ("contiguous",) * 4, False, 0
+    ),
     "a border wider than the window": cases.Case(
         False, 2, 1, 3, 4, (2, 1), (2, 3), (2, 1), (4, 5), ONES, NONE, True, torch.float32, ("contiguous",) * 4, True, 4
     ),

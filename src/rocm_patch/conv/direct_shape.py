@@ -123,7 +123,7 @@ class Window:
     def defines(self, shape: Shape, variant: Variant, dtype: torch.dtype) -> dict[str, int]:
         """Macros of both kernels."""
         return {
-            "ELEMENT": runtime.ELEMENTS[dtype], "DEPTH": int(max(shape.source[0], shape.result[0], shape.kernel[0]) > 1),
+            "ELEMENT": runtime.ELEMENTS[dtype], "DEPTH": int(max(shape.source[0], shape.result[0], shape.kernel[0]) > 1 or shape.padding[0] != 0),
             "ROWS": variant.rows, "WIDE": variant.wide, "FILTERS": variant.filters, "THREADS": variant.threads,
             "SPAN1": self.one.span, "SPAN2": self.two.span, "STEP1": shape.step[1], "STEP2": shape.step[2],
             "DELTA1": shape.delta[1], "DELTA2": shape.delta[2], "HEIGHT": self.one.height, "WIDTH": self.width,
