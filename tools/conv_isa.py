@@ -266,18 +266,22 @@ def each(work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], workers: in
 # ------------------------------------------------------------------ words
 
 GROUPS = {
-    "gather": ("BM", "BN", "BK", "UNIFORM"), "weight": ("BM", "BN", "BK", "UNIFORM"), "direct": ("BACK", "STAGED", "DEPTH"),
-    "direct_weight": ("FILTERS", "DEPTH"), "reduce": ("ORDER",),
+    "gather": ("BM", "BN", "BK"), "weight": ("BM", "BN", "BK"), "direct": ("BACK", "STAGED"), "direct_weight": ("FILTERS",),
 }  # fmt: skip
-"""Macros that make a line of the tables; other kernels have one line for each value of all but ELEMENT."""
+"""Macros that make a line of the tables; other kernels have one line."""
 
 
 def group(unit: Unit) -> str:
     values = dict(unit.defines)
-    shown = GROUPS.get(unit.name, tuple(key for key in values if key != "ELEMENT"))
-    if shown[:3] == ("BM", "BN", "BK"):
-        return f"{unit.name} {values['BM']}x{values['BN']}x{values['BK']}, uniform {values['UNIFORM']}"
-    return ", ".join([unit.name, *(f"{key.lower()} {values[key]}" for key in shown if key in values)])
+    shown = GROUPS.get(unit.name, ())
+    if shown == ("BM", "BN", "BK"):
+        return f"{unit.name} {values['BM']}x{values['BN']}x{values['BK']}"
+    return ", ".join([unit.name, *(f"{key.lower()} {values[key]}" for key in shown)])
+
+
+def kind(unit: Unit) -> tuple[str, int]:
+    """Finer than a line: what it compiles from the source differs much between `UNIFORM` 0, 1 and 2."""
+    return group(unit), dict(unit.defines).get("UNIFORM", 0)
 
 
 def span(values: Iterable[int]) -> str:
@@ -305,18 +309,21 @@ def table(units: Sequence[Unit], reports: Sequence[Report], targets: Sequence[st
 
 
 def loop_table(units: Sequence[Unit], loops: Sequence[Loop]) -> list[str]:
-    """Inner loops: one line a tile, of its first variant."""
-    groups = {unit.label: group(unit) for unit in units}
+    """Inner loops of the matrix products: one line a tile; what depends on how it reads is given for uniform 0, 1 and 2."""
+    known = {unit.label: kind(unit) for unit in units}
     lines = [
-        "| kernel | FMAs | vector instructions | LDS | memory | FMA / vector | LDS feeds | one wave alone | bound |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| kernel | FMAs | vector instructions, uniform 0 / 1 / 2 | FMA / vector | LDS feeds | one wave alone |",
+        "|---|---|---|---|---|---|",
     ]
-    for loop in loops:
-        bound = min(loop.vector_share, loop.local_share)
-        lines.append(
-            f"| {groups[loop.unit]} | {loop.fmas} | {loop.vector} | {loop.local} | {loop.memory} | {loop.vector_share:.0%} | {loop.local_share:.0%} "
-            f"| {loop.alone:.0%} | {bound:.0%} by {'vector instructions' if loop.vector_share <= loop.local_share else 'LDS'} |"
-        )
+    for name in dict.fromkeys(known[loop.unit][0] for loop in loops):
+        by_uniform = {known[loop.unit][1]: loop for loop in loops if known[loop.unit][0] == name}
+        best = by_uniform[max(by_uniform)]
+
+        def cells(show: Callable[[Loop], str], found: dict[int, Loop] = by_uniform) -> str:
+            return " / ".join(show(found[uniform]) if uniform in found else "-" for uniform in (0, 1, 2))
+
+        vector, share = cells(lambda loop: str(loop.vector)), cells(lambda loop: f"{loop.vector_share:.0%}")
+        lines.append(f"| {name} | {best.fmas} | {vector} | {share} | {best.local_share:.0%} | {cells(lambda loop: f'{loop.alone:.0%}')} |")
     return lines
 
 
@@ -374,7 +381,7 @@ def write_doc(units: Sequence[Unit], reports: Sequence[Report], targets: Sequenc
     mca = find_mca()
     if mca is None:
         raise SystemExit("no llvm-mca that works")
-    tiles = {group(unit): unit for unit in reversed(units) if unit.name in ("gather", "weight", "direct", "direct_weight")}
+    tiles = {kind(unit): unit for unit in reversed(units) if unit.name in ("gather", "weight")}
 
     def loop(unit: Unit) -> Loop | None:
         return loop_of(unit.label, compiled(unit, "gfx1010", clang, ["-S"])[0].decode(), mca)
@@ -382,7 +389,7 @@ def write_doc(units: Sequence[Unit], reports: Sequence[Report], targets: Sequenc
     loops = [found for found in each(loop, ((unit,) for unit in reversed(tiles.values()))) if found is not None]
     parts = {
         "registers": [f"{version_of(clang)}, `{' '.join(OPTIONS)}`; {summary(reports)}.", "", *table(units, reports, [targets[0], "gfx1030"])],
-        "loops": [f"{version_of(clang)}; {version_of(mca)}, gfx1010.", "", *loop_table(units, loops)],
+        "loops": [f"{version_of(clang)}; llvm-mca of {version_of(mca)}, gfx1010.", "", *loop_table(units, loops)],
     }
     text = DOC.read_text()
     for name, lines in parts.items():

@@ -98,9 +98,9 @@ def _reached(follow: Sequence[set[int]], start: int) -> set[int]:
 
 
 def find_mca() -> str | None:
-    """An llvm-mca that survives gfx10 code: that of LLVM 19 as Debian has it dies of a damaged heap."""
-    for mca in sorted(glob.glob("/usr/lib/llvm-*/bin/llvm-mca"), key=lambda path: int(re.findall(r"llvm-(\d+)", path)[0]), reverse=True):
-        if _cycles(mca, ["v_fmac_f32_e32 v0, v1, v2", "ds_read_b128 v[4:7], v0", "s_waitcnt lgkmcnt(0)"] * 50) is not None:
+    """The oldest llvm-mca that knows gfx10: that of LLVM 19 damages its heap on some blocks, that of 16 does not."""
+    for mca in sorted(glob.glob("/usr/lib/llvm-*/bin/llvm-mca"), key=lambda path: int(re.findall(r"llvm-(\d+)", path)[0])):
+        if _cycles(mca, ["v_fmac_f32_e32 v0, v1, v2", "ds_read_b128 v[4:7], v0", "s_waitcnt lgkmcnt(0)"]) is not None:
             return mca
     return None
 
