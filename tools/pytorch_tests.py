@@ -74,7 +74,7 @@ def outcome(case: ElementTree.Element) -> tuple[str, tuple[str, str]]:
     for kind, word in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
         found = case.find(kind)
         if found is not None:
-            return name, (word, (found.get("message") or "").strip().split("\n")[0][:160])
+            return name, (word, (found.get("message") or found.text or "").strip().split("\n")[0][:160])
     return name, ("passed", "")
 
 

@@ -64,21 +64,19 @@ def plain_arithmetic() -> Iterator[None]:
 
     One thread, because for sizes as small as these others only wait.
     """
-    flags = [
-        (torch.backends.cuda.matmul, name)
-        for name in ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
-        if hasattr(torch.backends.cuda.matmul, name)
-    ]
-    before, threads = [getattr(owner, name) for owner, name in flags], torch.get_num_threads()
+    owner, before, threads = torch.backends.cuda.matmul, {}, torch.get_num_threads()
+    for name in ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"):
+        with contextlib.suppress(AttributeError, AssertionError):  # old torches have not all of them
+            before[name] = getattr(owner, name)
     nnpack = getattr(torch.backends, "nnpack", None)
     nnpack_before = nnpack.set_flags(False) if nnpack is not None else None
     torch.set_num_threads(1)
-    for owner, name in flags:
+    for name in before:
         setattr(owner, name, False)
     try:
         yield
     finally:
-        for (owner, name), value in zip(flags, before, strict=True):
+        for name, value in before.items():
             setattr(owner, name, value)
         torch.set_num_threads(threads)
         if nnpack is not None:
@@ -92,14 +90,13 @@ def derivatives(function, tensors, map_):
 
 
 def _multiplies(dtype):
-    """Whether this torch can multiply matrices of a dtype on the device; on the CPU old ones cannot in fp16."""
+    """Whether this torch can multiply matrices of a dtype on the device: old ones cannot on the CPU in fp16, and sum bf16 in bf16."""
     try:
-        one = torch.ones(1, 2, 2, dtype=dtype, device=DEVICE)
-        torch.bmm(one, one)
-        F.conv1d(one, one)
+        long = torch.ones(1, 2, 600, dtype=dtype, device=DEVICE)
+        F.conv1d(long, long[..., :1].contiguous())
+        return torch.bmm(long, torch.ones(1, 600, 2, dtype=dtype, device=DEVICE)).flatten()[0].item() == 600
     except RuntimeError:
         return False
-    return True
 
 
 DTYPES = tuple(dtype for dtype in PRECISION if _multiplies(dtype))

@@ -30,14 +30,16 @@ def agree(case):
     generator = torch.Generator().manual_seed(case.seed)
     plain = [cases.numbers(case, shape, generator) for shape in (case.input_shape, case.weight_shape)]
     plain.append(cases.numbers(case, (case.groups * case.filters,), generator) if case.bias else None)
+    # PyTorch 1.13 itself refuses some strides of a weight that meets nothing.
+    layouts = case.layouts if case.batch != 0 else ("contiguous",) * 4
     ours = [
         None if tensor is None else cases.laid(tensor.to(case.dtype), layout).to(cases.DEVICE).requires_grad_()
-        for tensor, layout in zip(plain, case.layouts, strict=False)
+        for tensor, layout in zip(plain, layouts, strict=False)
     ]
     exact = [None if tensor is None else tensor.detach().cpu().double().contiguous().requires_grad_() for tensor in ours]
     sizes = [None if tensor is None else tensor.detach().abs().requires_grad_() for tensor in exact]
     shape = case(*exact).shape
-    map_ = cases.laid(cases.numbers(case, shape, generator).to(case.dtype), case.layouts[3])
+    map_ = cases.laid(cases.numbers(case, shape, generator).to(case.dtype), layouts[3])
     exact_map = map_.double().contiguous()
     wanted, gradients = cases.derivatives(case, exact, exact_map)
     bound, bounds = cases.derivatives(case, sizes, exact_map.abs())

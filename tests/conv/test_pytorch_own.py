@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch", reason="the engine serves torch")
-pytest.importorskip("expecttest", reason="torch's own samples need expecttest")
-pytest.importorskip("numpy", reason="torch's own samples need numpy")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from torch.testing._internal.common_methods_invocations import op_db
+    own = pytest.importorskip(
+        "torch.testing._internal.common_methods_invocations", reason="this torch's own samples need another package", exc_type=ImportError
+    )
+# PyTorch's own tests do without its switches, and say so for the whole process.
+torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 import cases  # noqa: E402
 
@@ -25,7 +27,7 @@ from rocm_patch import conv  # noqa: E402
 from rocm_patch.conv import dispatch  # noqa: E402
 
 DEVICE = cases.DEVICE
-OPERATORS = {operator.name.rpartition(".")[2]: operator for operator in op_db if operator.name.startswith("nn.functional.conv")}
+OPERATORS = {operator.name.rpartition(".")[2]: operator for operator in own.op_db if operator.name.startswith("nn.functional.conv")}
 DTYPES = (*cases.DTYPES, torch.complex64, torch.complex128)
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -60,14 +60,14 @@ def enable(devices: tuple[str, ...] = ("cuda", "cpu"), *, blas: bool = True, wor
         dispatch.configure(Settings(workspace, blas, tuned))
         library = torch.library.Library("aten", "IMPL")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(?s).*[Oo]verrid")  # newer versions of torch say it of every override: it is what we are for
+            warnings.filterwarnings("ignore", message="(?s).*[Oo]verrid")  # some versions of torch say it of every override: it is what we are for
             for device in dict.fromkeys(devices):
                 library.impl("convolution", dispatch.convolution, KEYS[device])
                 library.impl("convolution_backward", dispatch.convolution_backward, KEYS[device])
         _library, _devices = library, tuple(dict.fromkeys(devices))
         if "cuda" in devices:
             _vendor_before = torch.backends.cudnn.enabled
-            torch.backends.cudnn.enabled = False
+            _set_vendor(False)
 
 
 def disable() -> None:
@@ -80,9 +80,14 @@ def disable() -> None:
             _library = None
         if _vendor_before is not None:
             if not torch.backends.cudnn.enabled:
-                torch.backends.cudnn.enabled = _vendor_before
+                _set_vendor(_vendor_before)
             _vendor_before = None
         _devices = ()
+
+
+def _set_vendor(enabled: bool) -> None:
+    """`torch.backends.cudnn.enabled`, which refuses to be set in a program that called `torch.backends.disable_global_flags`."""
+    torch._C._set_cudnn_enabled(enabled)
 
 
 @contextlib.contextmanager

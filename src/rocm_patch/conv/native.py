@@ -59,7 +59,8 @@ def convolution_backward(*arguments: Any) -> tuple[Tensor | None, Tensor | None,
     grad_output, *operands = arguments[:3]
     mask = arguments[-1]
     if all(tensor.numel() for tensor in (grad_output, *operands)):
-        raise RuntimeError(f"torch {torch.__version__} has no way past rocm-patch to its own gradient of a {grad_output.dtype} convolution")
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in (grad_output, *operands))
+        raise RuntimeError(f"torch {torch.__version__} has no way past rocm-patch to its own {grad_output.dtype} gradient of the shapes {shapes}")
     first, second = (torch.zeros_like(tensor) if wanted else None for tensor, wanted in zip(operands, mask[:2], strict=True))
     return first, second, grad_output.sum((0, *range(2, grad_output.dim()))) if mask[2] else None
 
