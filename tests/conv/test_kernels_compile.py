@@ -15,6 +15,8 @@ import conv_loops
 
 CLANG = conv_isa.find_clang()
 TORCH = conv_isa.torch_python()
+if "ROCM_PATCH_EXHAUSTIVE" not in os.environ:
+    pytest.skip("some hundred compilations, three minutes and more: ROCM_PATCH_EXHAUSTIVE=1 runs them", allow_module_level=True)
 needs_clang = pytest.mark.skipif(CLANG is None, reason="no clang from 16 on with AMDGPU and lld here: apt install clang-19 lld-19")
 needs_torch = pytest.mark.skipif(TORCH is None, reason="no torch here and none named in ROCM_PATCH_TEST_TORCH: nobody says which kernels there are")
 
