@@ -76,7 +76,7 @@ def _prepare(problem: Problem, variant: Variant) -> Run:
     group_channels, group_filters = problem.channels // problem.groups, problem.filters // problem.groups
     by_filter, by_channel = group_channels * taps, taps
     defines = window.defines(shape, variant, problem.dtype) | {
-        "BACK": int(shape.back), "CHUNKED": int(window.chunked), "STAGED": int(in_local),
+        "BACK": int(shape.back), "CHUNKED": int(window.chunked), "STAGED": int(in_local), "FLIP": int(shape.flip and not in_local),
         "ROOM": room(shape, variant, window) if in_local else 0,
         "PHASE1": one.phase, "PHASE2": two.phase, "LOW1": one.low_in_window, "LOW2": two.low_in_window,
     }  # fmt: skip

@@ -1,12 +1,17 @@
 // What CUDA, HIP and the emulator of the tests share. One parameter structure by value per kernel, so that a launch is one copy.
 
+// PARAMETERS(type, name): the kernel's parameter where the driver put it. An index that is not known at compile time makes clang 16 copy the whole
+// structure into scratch memory otherwise.
 #if defined(EMULATED)
 // The emulator's own header comes first and defines threadIdx and the rest.
+#define PARAMETERS(type, name) name
 #elif defined(__HIPCC_RTC__) || defined(__HIP__)
 #define DEVICE __device__ __forceinline__
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")
+#define PARAMETERS(type, name) (*(const type *)__builtin_amdgcn_kernarg_segment_ptr())
 #else
+#define PARAMETERS(type, name) name
 #define DEVICE __device__ __forceinline__
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")

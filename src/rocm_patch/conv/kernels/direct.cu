@@ -5,7 +5,8 @@
 // BACK 1: data gradient of a step: result o reads inputs (o + padding - a*DELTA) / STEP where that divides; ROWS and WIDE are multiples
 // of the step, so which taps meet which results is known when this is compiled.
 // Taps are taken SPAN1 x SPAN2 at a time (CHUNKED: a kernel has more than that). STAGED: a block serves one group, whose weights lie in
-// local memory as [source][tap][filter]; else every thread fetches the weights of its own plane. DEPTH: three dimensions.
+// local memory as [source][tap][filter]; else every thread fetches the weights of its own plane, from the last to the first if FLIP.
+// DEPTH: three dimensions.
 
 struct Direct {
     const element *source, *weight, *bias;
@@ -135,7 +136,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) direct(Direct p) {
                     each[f] = four.x; each[f + 1] = four.y; each[f + 2] = four.z; each[f + 3] = four.w;
                 }
 #else
-                const int tap = ((tap0 * p.kernel1 + tap1 + a) * p.kernel2 + tap2 + b) * p.weight_step + source * p.weight_source;
+                // Distances that the compiler knows: as numbers found at launch they would fill the scalar registers.
+                const int place = (tap0 * (CHUNKED ? p.kernel1 : SPAN1) + tap1 + a) * (CHUNKED ? p.kernel2 : SPAN2) + tap2 + b;
+                const int tap = (FLIP ? -place : place) + source * p.weight_source;
                 UNROLL
                 for (int f = 0; f < FILTERS; f++) {
                     bool inside = FILTERS == 1 || tile * FILTERS + f < p.sinks;

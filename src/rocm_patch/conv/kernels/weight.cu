@@ -76,16 +76,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) weight(Weight p)
         int r = chunk * BK + mine * 4;
         int batch = divided(r, p.pixels), pixel = r - batch * pixels;
         bool live = r < total;
-        element4 zero = {narrow(0), narrow(0), narrow(0), narrow(0)};
         UNROLL
         for (int i = 0; i < LOADS_A; i++) {
             int row = down_load + i * DOWN;
-            next_a[i] = live && first_row + row < p.filters ? *(const element4 *)&map[batch * p.map_batch + row * p.map_filter + pixel] : zero;
+            // No choice between a place and a constant: clang would put the constant into scratch memory to have a place for it.
+            if (live && first_row + row < p.filters) next_a[i] = *(const element4 *)&map[batch * p.map_batch + row * p.map_filter + pixel];
+            else next_a[i].x = next_a[i].y = next_a[i].z = next_a[i].w = narrow(0);
         }
         UNROLL
         for (int i = 0; i < LOADS_B; i++) {
             int column = first_column + down_load + i * DOWN;
-            next_b[i] = live && column < width ? *(const element4 *)&image[batch * p.in_batch + column * p.in_channel + pixel] : zero;
+            if (live && column < width) next_b[i] = *(const element4 *)&image[batch * p.in_batch + column * p.in_channel + pixel];
+            else next_b[i].x = next_b[i].y = next_b[i].z = next_b[i].w = narrow(0);
         }
 #else
         int r = chunk * BK + mine;
@@ -151,7 +153,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) weight(Weight p)
         bool more = chunk + 1 < until;
         if (more) load(chunk + 1);
         multiply(sums, tile_a[half], PITCH_M, tile_b[half], PITCH_N, across, down);
-        if (more) store(half ^ 1);
+        // The last one is of no use and does no harm. Behind a branch it would: clang moves the multiply-adds past the branch, the reads of local
+        // memory stay before it, and a whole step's fragments fill the registers (256 and 126 spilled instead of 122 on gfx1010).
+        store(half ^ 1);
         __syncthreads();
     }
 

@@ -9,23 +9,20 @@ struct alignas(STORE * sizeof(element)) Store { element at[STORE]; };
 DEVICE void read_window(real (&window)[HEIGHT][WIDTH], const element *RESTRICT plane, int row, int column, int in1, int in2, int vector) {
 #if VECTOR > 1
     if (vector) {
-        Load loads[HEIGHT][WIDTH / VECTOR];
+        // No array of loads, no choice between one and zeros: either ends in scratch memory with compilers up to LLVM 16.
         UNROLL
         for (int r = 0; r < HEIGHT; r++) {
             UNROLL
             for (int v = 0; v < WIDTH / VECTOR; v++) {
                 bool inside = (unsigned)(row + r) < (unsigned)in1 && (unsigned)(column + v * VECTOR) < (unsigned)in2;
-                Load zero;
                 UNROLL
-                for (int c = 0; c < VECTOR; c++) zero.at[c] = narrow(0);
-                loads[r][v] = zero;
-                if (inside) loads[r][v] = *(const Load *)&plane[(row + r) * in2 + column + v * VECTOR];
+                for (int c = 0; c < VECTOR; c++) window[r][v * VECTOR + c] = 0;
+                if (inside) {
+                    const Load one = *(const Load *)&plane[(row + r) * in2 + column + v * VECTOR];
+                    UNROLL
+                    for (int c = 0; c < VECTOR; c++) window[r][v * VECTOR + c] = widen(one.at[c]);
+                }
             }
-        }
-        UNROLL
-        for (int r = 0; r < HEIGHT; r++) {
-            UNROLL
-            for (int c = 0; c < WIDTH; c++) window[r][c] = widen(loads[r][c / VECTOR].at[c % VECTOR]);
         }
         return;
     }
