@@ -130,7 +130,7 @@ def test_a_link_to_the_environment_is_the_environment(home):
 
 
 def test_the_command_from_plan_to_rollback(home):
-    """No AMD card is needed to plan by name what is untested here."""
+    """No AMD card is needed to plan by name, nor one that has seen the engine: but then the user says so."""
     site, plan = environment(home / "venv"), home.parent / "plan.json"
     python(site, "import torch")
     before = snapshot(home)
@@ -140,11 +140,13 @@ def test_the_command_from_plan_to_rollback(home):
         argv = [sys.executable, "-m", "rocm_patch", *map(str, words)]
         return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env={**variables, "HOME": str(home)})
 
-    wanted = ["plan", "--remedy", "miopen-off", "--set", f"venv={home}/venv", "-o", plan]
-    refused = command(*wanted)
+    venv = ["--set", f"venv={home}/venv", "-o", plan]
+    refused = command("plan", "--remedy", "conv-engine", *venv)
     assert refused.returncode == 5
     assert "--untested" in refused.stderr
-    planned = command(*wanted, "--untested")
+    untested = command("plan", "--remedy", "conv-engine", "--untested", *venv)
+    assert untested.returncode == 0, untested.stderr
+    planned = command("plan", "--remedy", "miopen-off", *venv)
     assert planned.returncode == 0, planned.stderr
     assert f"user scope: miopen-off: MIOpen switched off whenever torch is imported in {home}/venv" in planned.stdout
     assert f"# {site}/rocm_patch_autoload: absent -> folder (mode 0755)" in planned.stdout
