@@ -16,6 +16,7 @@ from rocm_patch.cli.probing import NO_TORCH_HINT, NoTorchError
 from rocm_patch.errors import EXIT_FINE, EXIT_INCONCLUSIVE, EXIT_PROBLEMS, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -46,7 +47,7 @@ def bench(
     ] = "",
     venv: Annotated[str, typer.Option("--venv", help="The environment whose torch is measured.", metavar="DIR")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda (as torch calls AMD cards too).", metavar="NAME")] = "auto",
-    suite: Annotated[list[str], typer.Option(help="A network; may be given again. All without it.", metavar="NAME")] = [],  # noqa: B006
+    suite: Annotated[list[str], typer.Option(help="A network; may be given again; a wrong name lists them. All without it.", metavar="NAME")] = [],  # noqa: B006
     layer: Annotated[str, typer.Option(help="Only layers whose name, SUITE/LAYER, it matches anywhere.", metavar="REGEX")] = "",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES), metavar="NAME")] = "float32",
     direction: Annotated[list[str], typer.Option(help=" or ".join(DIRECTIONS) + "; both without it.", metavar="NAME")] = [],  # noqa: B006
@@ -94,7 +95,7 @@ def bench(
     interrupted = False
     with benched.progress(talk) as bar:
         try:
-            for answer in _shown(running.answers(interpreter, request, os.environ), bar):
+            for answer in _shown(running.answers(interpreter, request, os.environ), bar, talk):
                 document, text, stopped = answer["document"], answer.get("words", ""), answer.get("stopped", "")
         except KeyboardInterrupt:
             interrupted = True
@@ -114,20 +115,24 @@ def bench(
     raise SystemExit(EXIT_INCONCLUSIVE if stopped else exit_code(document, tune=tune))
 
 
-def _shown(answers: Iterator[dict[str, Any]], bar: Progress) -> Iterator[dict[str, Any]]:
-    """Moves the bar; what remains is the document."""
+def _shown(answers: Iterator[dict[str, Any]], bar: Progress, talk: Console) -> Iterator[dict[str, Any]]:
+    """Moves the bar, or where nobody looks writes a line for each tenth; what remains is the document."""
     from rocm_patch.report import benched
 
-    task = bar.add_task("starting torch", total=None)
+    task, total, done = bar.add_task("starting torch", total=None), 0, 0
     for answer in answers:
         if "total" in answer:
-            bar.update(task, total=answer["total"], description=benched.about(answer["about"]))
+            total = answer["total"]
+            bar.update(task, total=total, description=benched.about(answer["about"]))
         elif "at" in answer:
             bar.update(task, description=answer["at"])
         elif "document" in answer:
             yield answer
         else:
+            done += 1
             bar.update(task, advance=1, description=benched.step(answer))
+            if not talk.is_terminal and total and done * 10 // total > (done - 1) * 10 // total:
+                talk.print(f"{done} of {total}: {benched.step(answer)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> str:

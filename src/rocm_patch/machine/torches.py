@@ -50,7 +50,7 @@ def collect(root: Root, home: str, interpreters: Iterable[str] = ()) -> tuple[tu
             if isinstance(answer, Unknown):
                 unread.append(answer)
                 continue
-            key = root.host(site)
+            key = os.path.realpath(root.host(site))  # lib64 is a link to lib in every venv of a 64-bit Python
             if (key not in found and "torch" in (answer.value or ())) or any(name.startswith("torch-") for name in answer.value or ()):
                 found.setdefault(key, read(root, prefix, site, answer.value or ()))
     return tuple(found.values()), unread
