@@ -125,9 +125,9 @@ def test_a_chain_of_pages_with_a_loop_ends() -> None:
     data = bytearray(database([("a", 0, os.urandom(20_000))], "page_size=512"))
     for page in range(3, len(data) // 512):
         data[page * 512 : page * 512 + 4] = (4).to_bytes(4, "big")
-    started = time.monotonic()
+    started = time.process_time()
     read(bytes(data))
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 BASE = database([(f"kernel{number}", number, os.urandom(number * 60)) for number in range(30)], "page_size=512")

@@ -233,7 +233,6 @@ def only_cpu(*names: str, **changes: object) -> Kit:
 @pytest.mark.torch
 @pytest.mark.slow
 def test_the_quick_set_passes_on_the_cpu(bench, torch_python):
-    began = time.monotonic()
     trials = bench.run(Kit(), device="cpu", interpreter=torch_python, quick=True, environment=dict(os.environ, PROBE_TEST_MARK=bench.marked))
     assert {trial.verdict for trial in trials.trials} == {"passed"}, trials
     assert [(trial.probe, trial.configuration) for trial in trials.trials] == [
@@ -242,7 +241,6 @@ def test_the_quick_set_passes_on_the_cpu(bench, torch_python):
     assert all(trial.errors[name] < trial.bounds[name] / 3 for trial in trials.trials for name in trial.errors), "room for another library"
     assert set(trials.trials[3].errors) == {"forward", "grad_input", "grad_weight", "grad_bias"}
     assert set(trials.trials[7].errors) == {"forward", "grad_input", "grad_weight", "grad_bias", "running_mean", "running_var"}
-    assert time.monotonic() - began < 60
 
 
 @pytest.mark.torch
