@@ -95,6 +95,8 @@ def _judge(patch: Patch, files: list[_File]) -> Outlook:
         failures.append((len(against), form, against))
     fewest = min(count for count, _, _ in failures)
     reasons = [why for count, _, against in failures if count == fewest for why in against]
+    if others := sorted(set().union(*(marks.names(file.current) for file in files)) - {patch.id}):
+        reasons.append(f"applied here: {', '.join(others)}; one of them may hold the place")
     # What bears our marks can be taken back whether or not it fits.
     left = tuple(Change(file.path, file.current, file.text.data, file.current) for file in files if file.marks)
     return Outlook(patch.id, "refused", "", (), tuple(dict.fromkeys(reasons)), left)

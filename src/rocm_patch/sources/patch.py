@@ -97,6 +97,7 @@ class Patch:
     upstream: Upstream
     evidence: tuple[Evidence, ...]
     form: tuple[Form, ...]
+    """Newest first."""
     foreign: tuple[Place, ...] = ()
     """The same change as others made it by hand: whole statements, with the comment above them."""
 
@@ -108,7 +109,7 @@ class Patch:
     @property
     def sites(self) -> int:
         """Edited places in the newest generation of the source."""
-        return sum(edit.count for edit in self.form[-1].edit if edit.changes)
+        return sum(edit.count for edit in self.form[0].edit if edit.changes)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ class Text:
         nodes = [self.root(place.language)]
         if place.function:
             wanted = _SPACE.sub(b"", place.function.encode())
-            nodes = [node for node in _functions(nodes[0]) if _SPACE.sub(b"", _name(node)) == wanted]
+            nodes = [node for node in _functions(nodes[0], place.language) if _SPACE.sub(b"", _name(node)) == wanted]
         if place.scope:
             nodes = [inner for node in nodes for captures in _matches(place.scope, place.language, node) for inner in captures["scope"]]
         found: dict[tuple[int, int], Found] = {}
@@ -76,7 +76,7 @@ class Text:
     def has_function(self, place: Place) -> bool:
         """True if the function of a place is there."""
         wanted = _SPACE.sub(b"", place.function.encode())
-        return any(_SPACE.sub(b"", _name(node)) == wanted for node in _functions(self.root(place.language)))
+        return any(_SPACE.sub(b"", _name(node)) == wanted for node in _functions(self.root(place.language), place.language))
 
     def unread(self, language: Language) -> int:
         """How many places the parser could not read."""
@@ -137,14 +137,9 @@ def _matches(text: str, language: Language, node: tree_sitter.Node) -> list[dict
     return [captures for _, captures in tree_sitter.QueryCursor(_query(text, language)).matches(node)]
 
 
-def _functions(root: tree_sitter.Node) -> Iterator[tree_sitter.Node]:
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if node.type == "function_definition":
-            yield node
-        elif node.type not in ("compound_statement", "expression_statement", "declaration"):
-            stack.extend(node.children)
+def _functions(root: tree_sitter.Node, language: Language) -> Iterator[tree_sitter.Node]:
+    # Everywhere, also within functions: where two branches of an #if open one brace each, the rest of the file is in that function.
+    return (captures["site"][0] for captures in _matches("(function_definition) @site", language, root))
 
 
 def _name(function: tree_sitter.Node) -> bytes:
