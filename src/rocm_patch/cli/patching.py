@@ -133,5 +133,9 @@ def _refuse(patch: Patch, outlook: Outlook, as_json: bool, outcome: str) -> None
 
         documents.show(patching.document(patch, outlook, outcome))
         raise SystemExit(EXIT_REFUSED)
-    hint = f"rocm-patch patches revert {patch.id} --source ... takes it away" if outlook.state == "foreign" else f"it is made for {patch.component} {patch.versions}"
+    hint = (
+        f"rocm-patch patches revert {patch.id} --source ... takes it away"
+        if outlook.state == "foreign"
+        else f"it is made for {patch.component} {patch.versions}"
+    )
     raise RefusedError(f"{patch.id}: {'; '.join(outlook.reasons)}", hint)

@@ -85,7 +85,9 @@ def _judge(patch: Patch, files: list[_File]) -> Outlook:
         return _foreign(patch, foreign)
     touched = any(file.marks for file in files)
     if not touched and patch.upstream.seen and not any(_why_not(place, files) for place in patch.upstream.seen):
-        sites = [Site(file.path, _line(file.text.data, found.start), place.what) for place in patch.upstream.seen for file, found in _where(place, files)]
+        sites = [
+            Site(file.path, _line(file.text.data, found.start), place.what) for place in patch.upstream.seen for file, found in _where(place, files)
+        ]
         return Outlook(patch.id, "upstream", "", tuple(sites), (f"this tree has it already: {patch.upstream.state}",), ())
     failures = []
     for form in patch.form:

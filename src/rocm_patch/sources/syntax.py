@@ -128,7 +128,8 @@ def _language(name: Language) -> tree_sitter.Language:
 def _query(text: str, language: Language) -> tree_sitter.Query:
     import tree_sitter
 
-    return tree_sitter.Query(_language(language), text)
+    query: tree_sitter.Query = tree_sitter.Query(_language(language), text)
+    return query
 
 
 def _matches(text: str, language: Language, node: tree_sitter.Node) -> list[dict[str, list[tree_sitter.Node]]]:
