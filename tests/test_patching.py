@@ -6,8 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
+
+from rocm_patch.cli import app
 
 sys.path.insert(0, str(Path(__file__).parent / "sources"))
 from shapes import TREES, crat, plant, taken
@@ -16,7 +20,9 @@ GUARD = "miopen-batchnorm-gfx101x"
 
 
 def patches(*arguments):
-    return subprocess.run([sys.executable, "-m", "rocm_patch", "patches", *map(str, arguments)], capture_output=True, timeout=60, check=False)
+    """In this process: what is tested is what the verbs say, and to start Python thirty times would take most of the time."""
+    result = CliRunner().invoke(app, ["patches", *map(str, arguments)])
+    return SimpleNamespace(returncode=result.exit_code, stdout=result.stdout_bytes, stderr=result.stderr_bytes)
 
 
 @pytest.fixture
@@ -32,7 +38,8 @@ def test_the_list_is_as_promised():
     assert {frozenset(row) for row in document["patches"]} == {frozenset(("id", "component", "versions", "status", "sites"))}
     assert {row["component"] for row in document["patches"]} == {"miopen", "hip", "rocr", "kernel"}
     assert {"id": GUARD, "component": "miopen", "versions": ">=5.0", "status": "works", "sites": 9} in document["patches"]
-    assert all(row["id"].encode() in patches("list").stdout for row in document["patches"])
+    said = patches("list").stdout
+    assert all(row["id"].encode() in said for row in document["patches"])
 
 
 def test_the_list_of_a_tree_says_the_state(miopen):
@@ -104,7 +111,15 @@ def test_what_others_added_by_hand_is_named_and_taken_away(tmp_path):
     assert (tree / path).read_text() == crat()
 
 
-@pytest.mark.parametrize("arguments", [("apply", "no-such", "--source", "."), ("apply", GUARD), ("apply", GUARD, "--source", "/no/such"), ("show", "x")])
+@pytest.mark.parametrize(
+    "arguments", [("apply", "no-such", "--source", "."), ("apply", GUARD), ("apply", GUARD, "--source", "/no/such"), ("show", "x")]
+)
 def test_wrong_calls_end_with_2(arguments):
     ended = patches(*arguments)
     assert (ended.returncode, b"Traceback" in ended.stderr) == (2, False)
+
+
+def test_the_command_itself(miopen):
+    command = [sys.executable, "-m", "rocm_patch", "patches", "apply", GUARD, "--source", str(miopen), "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, json.loads(ended.stdout)["outcome"]) == (0, "applied"), ended.stderr

@@ -328,12 +328,26 @@ TREES = {
     "miopen-batchnorm-gfx101x": {
         "compared by name": _batchnorm(_OLD, {"src/ocl/fusionopbiasbnactivocl.cpp": _FUSION.format(guard=_OLD_WORD)}),
         "fused in a file of their own": _batchnorm(_CALL, {"src/ocl/fusionopbiasbnactivocl.cpp": _FUSION.format(guard=_CALL_WORD)}),
-        "fused as solvers": _batchnorm(_CALL, {"src/solver/batchnorm/fused_a.cpp": _solver(_CAST), "src/solver/batchnorm/fused_b.cpp": _solver(_QUALIFIED)}),
-        "in a repository of many": {f"projects/miopen/{path}": text for path, text in _batchnorm(_CAST, {"src/solver/batchnorm/fused_a.cpp": _solver(_CAST), "src/solver/batchnorm/fused_b.cpp": _solver(_CALL)}).items()},
+        "fused as solvers": _batchnorm(
+            _CALL, {"src/solver/batchnorm/fused_a.cpp": _solver(_CAST), "src/solver/batchnorm/fused_b.cpp": _solver(_QUALIFIED)}
+        ),
+        "in a repository of many": {
+            f"projects/miopen/{path}": text
+            for path, text in _batchnorm(
+                _CAST, {"src/solver/batchnorm/fused_a.cpp": _solver(_CAST), "src/solver/batchnorm/fused_b.cpp": _solver(_CALL)}
+            ).items()
+        },
     },
     "miopen-winograd-gfx101x": {
-        "a solver for each size": {"src/solver/conv_winoRxS_f2x3.cpp": _winograd(_TEN), "src/solver/conv_winoRxS_f3x2.cpp": _winograd(_TEN), "src/md_graph.cpp": _graph(("gfx1011", "gfx1012", "gfx1030"))},
-        "one solver and a graph": {"src/solver/conv_winoRxS.cpp": _winograd(_TEN), "src/md_graph.cpp": _graph(("gfx1011", "gfx1012", "gfx1030", "gfx1031"))},
+        "a solver for each size": {
+            "src/solver/conv_winoRxS_f2x3.cpp": _winograd(_TEN),
+            "src/solver/conv_winoRxS_f3x2.cpp": _winograd(_TEN),
+            "src/md_graph.cpp": _graph(("gfx1011", "gfx1012", "gfx1030")),
+        },
+        "one solver and a graph": {
+            "src/solver/conv_winoRxS.cpp": _winograd(_TEN),
+            "src/md_graph.cpp": _graph(("gfx1011", "gfx1012", "gfx1030", "gfx1031")),
+        },
         "one solver and a list": {"src/solver/conv_winoRxS.cpp": _winograd(_TEN), "src/solver/conv_winoRxS_fused.cpp": _FUSED_LIST},
         "both alike": {"src/solver/conv/conv_winoRxS.cpp": _winograd(_ELEVEN), "src/solver/conv_winoRxS_fused.cpp": _winograd(_ELEVEN, "Fused")},
     },
@@ -357,11 +371,16 @@ TREES = {
     **{
         f"rocr-override-{kind}": {
             "one variable": {"src/topology.c": _thunk("EngineId", "err", 'envvar = getenv("HSA_OVERRIDE_GFX_VERSION")')},
-            "one for each device": {"libhsakmt/src/topology.c": _thunk("OverrideEngineId", "out", "(envvar = getenv(own)) || (envvar = getenv(name))")},
+            "one for each device": {
+                "libhsakmt/src/topology.c": _thunk("OverrideEngineId", "out", "(envvar = getenv(own)) || (envvar = getenv(name))")
+            },
         }
         for kind in ("warning", "refusal")
     },
-    "rocr-memory-region-policy": {"fine": {f"src/{_REGION}": _region("fine_grain")}, "extended": {f"src/{_REGION}": _region("fine_grain || extended")}},
+    "rocr-memory-region-policy": {
+        "fine": {f"src/{_REGION}": _region("fine_grain")},
+        "extended": {f"src/{_REGION}": _region("fine_grain || extended")},
+    },
     "kernel-gmc-memory-type": {
         "a function of its own": {f"{_AMD}/amdgpu/gmc_v10_0.c": _MTYPE_RETURN},
         "within another": {f"{_AMD}/amdgpu/gmc_v10_0.c": _MTYPE_STORE},
@@ -369,7 +388,7 @@ TREES = {
     "kernel-gmc-fragment-size": {"one call": {f"{_AMD}/amdgpu/gmc_v10_0.c": _FRAGMENT}},
     "kernel-noretry-gfx101x": {"10.3": {f"{_AMD}/amdgpu/amdgpu_gmc.c": _noretry(3)}},
     "kernel-kfd-properties": {"one bank": {f"{_AMD}/amdkfd/kfd_crat.c": crat()}},
-}  # fmt: skip
+}
 UPSTREAM = {f"{_AMD}/amdgpu/amdgpu_gmc.c": _noretry(1)}
 CASES = [(patch, generation) for patch, generations in TREES.items() for generation in generations]
 

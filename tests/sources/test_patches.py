@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from shapes import CASES, TREES, UPSTREAM, crat, plant, taken
 
 from rocm_patch import sources
 from rocm_patch.errors import KnowledgeError, RefusedError, UsageError
 from rocm_patch.sources import Sources, marks
-from rocm_patch.sources.patch import build
+from rocm_patch.sources.patch import build, check
 from rocm_patch.sources.syntax import Text
-from shapes import CASES, TREES, UPSTREAM, crat, plant, taken
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case).replace(" ", "_"))
@@ -140,7 +140,11 @@ def test_edits_of_the_user_around_ours_survive_a_revert(tmp_path):
     (tree / path).write_bytes(own)
     assert sources.examine(patch, Sources(str(tree))).state == "applied"
     sources.revert(patch, Sources(str(tree)))
-    assert (tree / path).read_bytes() == marks.strip(own, name)[0] == b"/* mine */\n" + TREES[name]["the version is kept"][path].replace("Engine()", "Engine(7)").encode()
+    assert (
+        (tree / path).read_bytes()
+        == marks.strip(own, name)[0]
+        == b"/* mine */\n" + TREES[name]["the version is kept"][path].replace("Engine()", "Engine(7)").encode()
+    )
 
 
 def test_an_edit_of_ours_that_somebody_changed_is_refused_and_can_be_taken_back(tmp_path):
@@ -256,13 +260,24 @@ def test_statuses_follow_from_evidence():
         ({"what_is_this": 1}, "unknown key"),
         ({"component": "mesa"}, "component"),
         ({"form": [{"name": "x", "edit": []}]}, "without an edit"),
-        ({"form": [{"name": "x", "edit": [{"what": "x", "files": ["a"], "query": "((((", "count": 1, "replace": "1"}]}]}, "x"),
-        ({"form": [{"name": "x", "edit": [{"what": "x", "files": ["a"], "query": "(identifier) @other", "count": 1, "replace": "1"}]}]}, "no capture @site"),
-        ({"form": [{"name": "x", "edit": [{"what": "x", "files": ["a"], "query": "(identifier) @site", "count": 1, "replace": "1", "before": "2"}]}]}, "exclude"),
-        ({"form": [{"name": "x", "edit": [{"what": "x", "files": ["a"], "query": "(identifier) @site", "count": 0, "replace": "1"}]}]}, "count below one"),
-        ({"form": [{"name": "x", "edit": [{"what": "x", "files": ["a"], "query": "(identifier) @site", "count": 1, "replace": "/* rocm-patch"}]}]}, "our marks"),
+        (
+            {
+                "form": [
+                    {"name": "x", "edit": [{"what": "x", "files": ["a"], "query": "(identifier) @site", "count": 1, "replace": "1", "before": "2"}]}
+                ]
+            },
+            "exclude",
+        ),
+        (
+            {"form": [{"name": "x", "edit": [{"what": "x", "files": ["a"], "query": "(identifier) @site", "count": 0, "replace": "1"}]}]},
+            "count below one",
+        ),
+        (
+            {"form": [{"name": "x", "edit": [{"what": "x", "files": ["a"], "query": "(identifier) @site", "count": 1, "replace": "/* rocm-patch"}]}]},
+            "our marks",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_header_is_refused(change, complaint):
     good = {
         "component": "hip", "title": "t", "what": "w", "why": "y", "gpus": ["gfx1010"], "versions": ">=5",
@@ -273,6 +288,17 @@ def test_a_bad_header_is_refused(change, complaint):
     assert build(good, "hip-good-one").status == "untested"
     with pytest.raises(KnowledgeError, match=complaint):
         build({**good, **change}, "hip-good-one")
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"), [("((((", "EOF"), ("(identifier) @other", "no capture @site"), ("(no_such_node) @site", "(?i)invalid")]
+)
+def test_a_bad_query_is_named_and_ours_are_good(query, complaint):
+    assert [check(patch) for patch in sources.load().values()] == [[]] * len(sources.load())
+    patch = sources.find("hip-allocator-policy")
+    edit = dataclasses.replace(patch.form[0].edit[0], query=query)
+    [said] = check(dataclasses.replace(patch, form=(dataclasses.replace(patch.form[0], edit=(edit,)),)))
+    assert re.search(complaint, said)
 
 
 def test_no_such_patch_and_no_such_folder(tmp_path):

@@ -159,8 +159,6 @@ def build(raw: dict[str, Any], name: str) -> Patch:
 
 
 def _complaints(patch: Patch) -> list[str]:
-    from rocm_patch.sources.syntax import complaint_of
-
     found = []
     if not NAME.fullmatch(patch.id) or not patch.id.startswith(f"{patch.component}-"):
         found.append("the folder is named component-what, in small letters")
@@ -184,10 +182,16 @@ def _complaints(patch: Patch) -> list[str]:
                 found.append(f"{where}: the text holds a word of our marks")
             if edit.count < (1 if edit.changes else 0):
                 found.append(f"{where}: a count below one")
-    places: list[tuple[Place, str]] = [(edit, "site") for form in patch.form for edit in form.edit]
-    places += [(place, "site") for place in (*patch.upstream.seen, *patch.foreign)]
-    for place, capture in places:
-        for query, needed in ((place.query, capture), (place.scope, "scope")):
-            if query and (complaint := complaint_of(query, place.language, needed)):
-                found.append(f"{place.what!r}: {complaint}")
+    return found
+
+
+def check(patch: Patch) -> list[str]:
+    """What is wrong with the queries of a patch. Not part of `load`: to compile them all takes longer than to use one."""
+    from rocm_patch.sources.syntax import complaint_of
+
+    found = []
+    for place in (*(edit for form in patch.form for edit in form.edit), *patch.upstream.seen, *patch.foreign):
+        for query, capture in ((place.query, "site"), (place.scope, "scope")):
+            if query and (complaint := complaint_of(query, place.language, capture)):
+                found.append(f"{patch.id}, {place.what!r}: {complaint}")
     return found

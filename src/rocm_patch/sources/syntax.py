@@ -24,6 +24,8 @@ DEEPEST: Final = 1000
 """Open brackets within each other. Queries take time that grows with the square of it: a hundred thousand took minutes."""
 _BRACKETS: Final = re.compile(rb"[(\[{]+|[)\]}]+")
 _SPACE: Final = re.compile(rb"\s+")
+_ASCII: Final = bytes(range(128)) + b"_" * 128
+"""The parser's predicates decode what they look at. Comments in Latin-1 are common enough, and what we look for is ASCII."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Text:
         if language not in self._roots:
             import tree_sitter
 
-            self._roots[language] = tree_sitter.Parser(_language(language)).parse(self.data).root_node
+            self._roots[language] = tree_sitter.Parser(_language(language)).parse(self.data.translate(_ASCII)).root_node
         return self._roots[language]
 
     def find(self, place: Place) -> tuple[Found, ...]:
@@ -69,7 +71,7 @@ class Text:
         for node in nodes:
             for captures in _matches(place.query, place.language, node):
                 site = captures["site"][0]
-                texts = {name: inner[0].text or b"" for name, inner in captures.items()}
+                texts = {name: self.data[inner[0].start_byte : inner[0].end_byte] for name, inner in captures.items()}
                 found.setdefault((site.start_byte, site.end_byte), Found(site.start_byte, site.end_byte, texts))
         return tuple(found[span] for span in sorted(found))
 
