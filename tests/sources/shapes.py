@@ -26,6 +26,12 @@ _OLD = '{"GFX1030", ((handle.GetDeviceName() == "gfx1030") ? "1" : "0")}'
 _CALL = '{"GFX103X", (StartsWith(handle.GetDeviceName(), "gfx103") ? "1" : "0")}'
 _CAST = '{"GFX103X", static_cast<int>(StartsWith(handle.GetDeviceName(), "gfx103"))}'
 _QUALIFIED = '{"GFX103X", (miopen::StartsWith(handle.GetDeviceName(), "gfx103") ? "1" : "0")}'
+_MERGED = [
+    "forward_spatial",
+    "backward_spatial",
+    "forward_inference",
+    *(f"{way}_per_activation{end}" for way in ("forward", "backward") for end in ("", "_fused")),
+]
 _SEVEN = [f"src/solver/batchnorm/solver_{number}.cpp" for number in range(7)]
 _FUSION = """std::string Fused::Options(Handle& handle)
 {{
@@ -331,6 +337,7 @@ TREES = {
         "fused as solvers": _batchnorm(
             _CALL, {"src/solver/batchnorm/fused_a.cpp": _solver(_CAST), "src/solver/batchnorm/fused_b.cpp": _solver(_QUALIFIED)}
         ),
+        "spatial ones merged": {f"src/solver/batchnorm/{name}.cpp": _solver(_CAST if name.endswith("fused") else _CALL) for name in _MERGED},
         "in a repository of many": {
             f"projects/miopen/{path}": text
             for path, text in _batchnorm(

@@ -65,7 +65,7 @@ def say_patch(patch: Patch, console: Console) -> None:
     """All that is known of a patch."""
     places = f"{patch.sites} place{'s' * (patch.sites > 1)}"
     console.print(Text(f"{patch.id}: {patch.title}", "bold"))
-    console.print(Text(f"{patch.component} {patch.versions}, for {', '.join(patch.gpus)}; {places} in the newest sources; status: {patch.status}"))
+    console.print(Text(f"{patch.component} {patch.versions}, for {', '.join(patch.gpus)}; {places} in most sources; status: {patch.status}"))
     console.print(Text(patch.what))
     console.print(Text(patch.why))
     console.print(Text(f"Upstream ({patch.upstream.date}): {patch.upstream.state}. {patch.upstream.source}"))

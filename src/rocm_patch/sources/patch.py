@@ -97,7 +97,7 @@ class Patch:
     upstream: Upstream
     evidence: tuple[Evidence, ...]
     form: tuple[Form, ...]
-    """Newest first."""
+    """The first is the one that most trees have; the others are for older and newer ones."""
     foreign: tuple[Place, ...] = ()
     """The same change as others made it by hand: whole statements, with the comment above them."""
 
@@ -108,7 +108,7 @@ class Patch:
 
     @property
     def sites(self) -> int:
-        """Edited places in the newest generation of the source."""
+        """Edited places in the generation of the source that the first form is for."""
         return sum(edit.count for edit in self.form[0].edit if edit.changes)
 
     @property
