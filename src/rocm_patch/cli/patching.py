@@ -44,11 +44,12 @@ def _list(source: SourceOption = "", as_json: JsonOption = False) -> None:
 def _show(name: NameArgument, as_json: JsonOption = False) -> None:
     """What a patch does, why, for whom, and what is known of it."""
     from rocm_patch import sources
+    from rocm_patch.model import SCHEMA
     from rocm_patch.report import documents, patching, words
 
     patch = sources.find(name)
     if as_json:
-        documents.show({"schema": 1, "patch": patching.header(patch)})
+        documents.show({"schema": SCHEMA, "patch": patching.header(patch)})
     else:
         patching.say_patch(patch, words.console())
 

@@ -68,9 +68,9 @@ def say_patch(patch: Patch, console: Console) -> None:
     console.print(Text(f"{patch.component} {patch.versions}, for {', '.join(patch.gpus)}; {places} in most sources; status: {patch.status}"))
     console.print(Text(patch.what))
     console.print(Text(patch.why))
-    console.print(Text(f"Upstream ({patch.upstream.date}): {patch.upstream.state}. {patch.upstream.source}"))
+    console.print(Text(f"Upstream ({patch.upstream.date}): {patch.upstream.state}. {patch.upstream.source}"), soft_wrap=True)
     for row in patch.evidence:
-        console.print(Text(f"- {row.outcome} ({row.kind}, {row.date}): {row.note} {row.source}"))
+        console.print(Text(f"- {row.outcome} ({row.kind}, {row.date}): {row.note} {row.source}"), soft_wrap=True)
 
 
 def say_outlook(patch: Patch, outlook: Outlook, outcome: str, console: Console) -> None:
