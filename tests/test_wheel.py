@@ -38,6 +38,7 @@ def test_the_wheel_carries_tables_types_and_licence_and_nothing_else(wheel):
     assert {name.partition("/")[0] for name in names} == {"rocm_patch", f"rocm_patch-{wheel.name.split('-')[1]}.dist-info"}
     for needed in ("rocm_patch/knowledge/gpus.toml", "rocm_patch/py.typed", "rocm_patch/probe/child.py", "rocm_patch/probe/probes.toml"):
         assert needed in names
+    assert "rocm_patch/sources/patches/miopen-batchnorm-gfx101x/patch.toml" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     # What the autoload change copies into other environments, and the entry point that torch calls in this one.
     assert {"rocm_patch/autoload.py", "rocm_patch/conv/__init__.py"} <= set(names)

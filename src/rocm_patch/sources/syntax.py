@@ -1,0 +1,165 @@
+"""Places in C and C++ by syntax: a tree-sitter query, within a function, within a scope. In bytes from end to end.
+
+tree-sitter reads what does not compile as well: without preprocessing, with unknown macros, with half the file in conflict
+markers. What it cannot read becomes an ERROR node, and a query finds nothing there.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rocm_patch.errors import FormatError
+from rocm_patch.sources.patch import Language, Place
+
+if TYPE_CHECKING:
+    import tree_sitter
+
+LIMIT: Final = 1 << 20
+"""Bytes of a source file. The largest that a patch names has a fifth of that."""
+DEEPEST: Final = 1000
+"""Open brackets within each other. Queries take time that grows with the square of it: a hundred thousand took minutes."""
+_BRACKETS: Final = re.compile(rb"[(\[{]+|[)\]}]+")
+_SPACE: Final = re.compile(rb"\s+")
+_ASCII: Final = bytes(range(128)) + b"_" * 128
+"""The parser's predicates decode what they look at. Comments in Latin-1 are common enough, and what we look for is ASCII."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A place in a text: start and end in bytes, and the text of each capture."""
+
+    start: int
+    end: int
+    captures: Mapping[str, bytes]
+
+
+class Text:
+    """A source file, parsed once for each language that is asked for."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        """`name` is for complaints. Raises FormatError for what is no source text."""
+        self.data = data
+        if len(data) > LIMIT:
+            raise FormatError(f"{name}: {len(data)} bytes are too many for a source file; at most {LIMIT} are read")
+        if b"\0" in data:
+            raise FormatError(f"{name}: this is no source text: it holds zero bytes")
+        if _depth(data) > DEEPEST:
+            raise FormatError(f"{name}: more than {DEEPEST} brackets are open within each other: this is no source text")
+        self._roots: dict[Language, tree_sitter.Node] = {}
+
+    def root(self, language: Language) -> tree_sitter.Node:
+        """The syntax tree."""
+        if language not in self._roots:
+            import tree_sitter
+
+            self._roots[language] = tree_sitter.Parser(_language(language)).parse(self.data.translate(_ASCII)).root_node
+        return self._roots[language]
+
+    def find(self, place: Place) -> tuple[Found, ...]:
+        """All places, in the order of the text."""
+        nodes = [self.root(place.language)]
+        if place.function:
+            wanted = _SPACE.sub(b"", place.function.encode())
+            nodes = [node for node in _functions(nodes[0], place.language) if _SPACE.sub(b"", _name(node)) == wanted]
+        if place.scope:
+            nodes = [inner for node in nodes for captures in _matches(place.scope, place.language, node) for inner in captures["scope"]]
+        found: dict[tuple[int, int], Found] = {}
+        for node in nodes:
+            for captures in _matches(place.query, place.language, node):
+                site = captures["site"][0]
+                texts = {name: self.data[inner[0].start_byte : inner[0].end_byte] for name, inner in captures.items()}
+                found.setdefault((site.start_byte, site.end_byte), Found(site.start_byte, site.end_byte, texts))
+        return tuple(found[span] for span in sorted(found))
+
+    def has_function(self, place: Place) -> bool:
+        """True if the function of a place is there."""
+        wanted = _SPACE.sub(b"", place.function.encode())
+        return any(_SPACE.sub(b"", _name(node)) == wanted for node in _functions(self.root(place.language), place.language))
+
+    def unread(self, language: Language) -> int:
+        """How many places the parser could not read."""
+        root = self.root(language)
+        return len(_matches("(ERROR) @site", language, root)) + len(_matches("(MISSING) @site", language, root))
+
+    def with_comments(self, found: Found) -> tuple[int, int]:
+        """A whole statement as somebody added it: with the comments right above it and the empty line above those, in whole lines."""
+        start = self.data.rfind(b"\n", 0, found.start) + 1
+        end = self.data.find(b"\n", found.end)
+        end = len(self.data) if end < 0 else end + 1
+        if comment := _COMMENT_ABOVE.search(self.data, 0, start):
+            start = comment.start()
+        if empty := _EMPTY_ABOVE.search(self.data, max(0, start - 80), start):
+            start = empty.start()
+        return start, end
+
+
+_COMMENT_ABOVE: Final = re.compile(rb"(?m:^)[ \t]*/\*(?:[^*]|\*(?!/))*\*/[ \t]*\r?\n\Z")
+_EMPTY_ABOVE: Final = re.compile(rb"(?<=\n)[ \t]*\r?\n\Z")
+
+
+def complaint_of(query: str, language: Language, capture: str) -> str:
+    """What is wrong with a query; empty if nothing is."""
+    import tree_sitter
+
+    try:
+        compiled = _query(query, language)
+    except (tree_sitter.QueryError, ValueError, SyntaxError) as error:
+        return str(error)
+    names = {compiled.capture_name(index) for index in range(compiled.capture_count)}
+    return "" if capture in names else f"the query has no capture @{capture}"
+
+
+@functools.cache
+def _language(name: Language) -> tree_sitter.Language:
+    import tree_sitter
+
+    if name == "c":
+        import tree_sitter_c
+
+        return tree_sitter.Language(tree_sitter_c.language())
+    import tree_sitter_cpp
+
+    return tree_sitter.Language(tree_sitter_cpp.language())
+
+
+@functools.cache
+def _query(text: str, language: Language) -> tree_sitter.Query:
+    import tree_sitter
+
+    query: tree_sitter.Query = tree_sitter.Query(_language(language), text)
+    return query
+
+
+def _matches(text: str, language: Language, node: tree_sitter.Node) -> list[dict[str, list[tree_sitter.Node]]]:
+    import tree_sitter
+
+    return [captures for _, captures in tree_sitter.QueryCursor(_query(text, language)).matches(node)]
+
+
+def _functions(root: tree_sitter.Node, language: Language) -> Iterator[tree_sitter.Node]:
+    # Everywhere, also within functions: where two branches of an #if open one brace each, the rest of the file is in that function.
+    return (captures["site"][0] for captures in _matches("(function_definition) @site", language, root))
+
+
+def _name(function: tree_sitter.Node) -> bytes:
+    """`GpuAgent::CreateBlitSdma` of its definition, through pointers and references to it."""
+    node = function.child_by_field_name("declarator")
+    while node is not None:
+        if node.type == "function_declarator":
+            inner = node.child_by_field_name("declarator")
+            return (inner.text or b"") if inner is not None else b""
+        node = node.child_by_field_name("declarator") or next((child for child in node.named_children if "declarator" in child.type), None)
+    return b""
+
+
+def _depth(data: bytes) -> int:
+    deepest = depth = 0
+    for match in _BRACKETS.finditer(data):
+        run = match.group()
+        depth = depth + len(run) if run[0] in b"([{" else max(0, depth - len(run))
+        deepest = max(deepest, depth)
+    return deepest
