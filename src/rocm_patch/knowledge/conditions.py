@@ -26,6 +26,7 @@ SIGNS: Final = {
     "override-foreign": "it names a target whose code the card does not execute",
     "override-near": "such a target of the same generation: the code loads, and goes astray",
     "override-malformed": "it is no version M.m.s",
+    "override-hits-other": "it renames another GPU of the machine, too, which does not execute that code",
     "masked": "a variable hides some of the GPUs",
     "code-native": "torch contains code for the card",
     "code-missing": "torch contains no code for the card",
@@ -41,7 +42,12 @@ SIGNS: Final = {
     "no-group": "the groups are known, and neither render nor video is among them",
     "card-known": "the target of the card is known",
     "compute-told": "an application, a torch or a ROCm is named",
+    "app-bundled": "the application brings its own ROCm, for a list of cards",
+    "app-cuda-engine": "most builds of the application's engine know CUDA only",
     "kernel-named": "the log names the version of the running kernel",
+    "integrated-named": "the log names the target of an integrated GPU, and the card that is told is another",
+    "two-versions": "the log names two versions of one library",
+    "prose": "somebody's words, without a line that a program printed",
 }
 """Words for what follows from the facts; `on-NAME` is the distribution besides. `diagnose.signs` derives them."""
 
