@@ -15,7 +15,9 @@ _BUNDLED: Final = re.compile(r"(?i)ollama|lm.?studio|kobold|gpt4all|llama|lemona
 _CUDA_ENGINE: Final = re.compile(r"(?i)whisper(?!.?cpp)|ctranslate|xformers|deepspeed|\bapex\b|paddle|detectron|mmcv")
 _TARGET: Final = re.compile(r"\bgfx[0-9a-f]{3,4}\b")
 _LIBRARY: Final = re.compile(r"\b(lib(?:LLVM|amdhip64|hsa-runtime64|amd_comgr|rocblas|MIOpen|hipblaslt))\.so\.(\d+)")
-_PRINTED: Final = re.compile(r"(?i)[^\w\s,.:'!?()%/>+-]|^\S+: |:\S|\w(?:error|warning|exception|info|failed): |\bwarn|__|\.(?:cpp|py|cc|so|dll)\b|0x[0-9a-f]|\d\d:\d\d|\btotal\b")
+_PRINTED: Final = re.compile(
+    r"(?i)[^\w\s,.:'!?()%/>+-]|^\S+: |:\S|\w(?:error|warning|exception|info|failed): |\bwarn|__|\.(?:cpp|py|cc|so|dll)\b|0x[0-9a-f]|\d\d:\d\d|\btotal\b"
+)
 """What stands in lines that programs print, and hardly in what people write; brackets and quotes among them."""
 _WORDS: Final = 4
 _LINES: Final = 200
@@ -92,7 +94,8 @@ def _place(case: Case) -> list[str]:
         signs.append("no-group")
     if isinstance(platform.kernel, Known) and case.log:
         series = re.match(r"\d+\.\d+", platform.kernel.value)
-        if series and any(re.search(rf"(?<![\d.]){re.escape(series.group())}(?!\d)", line) for line in case.log.lines[:_LINES]):
+        named = [line for line in case.log.lines[:_LINES] if series.group() in line] if series else []
+        if series and any(re.search(rf"(?<![\d.]){re.escape(series.group())}(?!\d)", line) for line in named):
             signs.append("kernel-named")
     if isinstance(platform.distribution, Known) and platform.distribution.value:
         signs.append(f"on-{platform.distribution.value.lower()}")

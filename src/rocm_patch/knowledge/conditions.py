@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
@@ -70,11 +70,14 @@ class Context:
 
 def holds(condition: Condition, context: Context) -> bool:
     """True if every field that the condition sets is met; what is not known meets nothing."""
+    # Signs first: they rule out most, and cost least.
+    if condition.signs and not all_shown(condition.signs, context.signs):
+        return False
+    if condition.no_signs:
+        for group in _alternatives(condition.no_signs):
+            if not group.isdisjoint(context.signs):
+                return False
     if not _on(condition, context):
-        return False
-    if condition.signs and not all(_sign(word, context.signs) for word in condition.signs):
-        return False
-    if condition.no_signs and any(_sign(word, context.signs) for word in condition.no_signs):
         return False
     if condition.rocm and not in_range(condition.rocm, context.rocm):
         return False
@@ -156,8 +159,17 @@ def _on(condition: Condition, context: Context) -> bool:
     return not condition.system or not context.system.isdisjoint(condition.system)
 
 
-def _sign(word: str, signs: frozenset[str]) -> bool:
-    return any(one in signs for one in word.split("|"))
+def all_shown(words: tuple[str, ...], signs: Set[str]) -> bool:
+    """True if of each of the words, 'a|b' being one of them, something is shown."""
+    for group in _alternatives(words):  # noqa: SIM110  # a generator costs more than the question
+        if group.isdisjoint(signs):
+            return False
+    return True
+
+
+@functools.lru_cache(maxsize=4096)
+def _alternatives(words: tuple[str, ...]) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(word.split("|")) for word in words)
 
 
 @functools.lru_cache(maxsize=4096)
