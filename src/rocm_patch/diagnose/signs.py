@@ -16,7 +16,8 @@ _CUDA_ENGINE: Final = re.compile(r"(?i)whisper(?!.?cpp)|ctranslate|xformers|deep
 _TARGET: Final = re.compile(r"\bgfx[0-9a-f]{3,4}\b")
 _LIBRARY: Final = re.compile(r"\b(lib(?:LLVM|amdhip64|hsa-runtime64|amd_comgr|rocblas|MIOpen|hipblaslt))\.so\.(\d+)")
 _PRINTED: Final = re.compile(
-    r"(?i)[^\w\s,.:'!?()%/>+-]|^\S+: |:\S|\w(?:error|warning|exception|info|failed): |\bwarn|__|\.(?:cpp|py|cc|so|dll)\b|0x[0-9a-f]|\d\d:\d\d|\btotal\b"
+    r"(?i)[^\w\s,.:'!?()%/>+-]|^\S+: |:\S|\w(?:error|warning|exception|info|failed): |\bwarn"
+    r"|__|\.(?:cpp|py|cc|so|dll)\b|0x[0-9a-f]|\d\d:\d\d|\btotal\b"
 )
 """What stands in lines that programs print, and hardly in what people write; brackets and quotes among them."""
 _WORDS: Final = 4
