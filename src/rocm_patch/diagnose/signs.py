@@ -11,11 +11,23 @@ from rocm_patch.model import Known
 
 _KIN: Final = {("gfx1101", "gfx1100"), ("gfx1102", "gfx1100"), ("gfx90c", "gfx900"), ("gfx902", "gfx900")}
 """Overrides outside our own family that are known to work."""
+_BUNDLED: Final = re.compile(r"(?i)ollama|lm.?studio|kobold|gpt4all|llama|lemonade|localai|\bjan\b|msty|amuse")
+_CUDA_ENGINE: Final = re.compile(r"(?i)whisper(?!.?cpp)|ctranslate|xformers|deepspeed|\bapex\b|paddle|detectron|mmcv")
+_TARGET: Final = re.compile(r"\bgfx[0-9a-f]{3,4}\b")
+_LIBRARY: Final = re.compile(r"\b(lib(?:LLVM|amdhip64|hsa-runtime64|amd_comgr|rocblas|MIOpen|hipblaslt))\.so\.(\d+)")
+_PRINTED: Final = re.compile(
+    r"(?i)[^\w\s,.:'!?()%/>+-]|^\S+: |:\S|\w(?:error|warning|exception|info|failed): |\bwarn"
+    r"|__|\.(?:cpp|py|cc|so|dll)\b|0x[0-9a-f]|\d\d:\d\d|\btotal\b"
+)
+"""What stands in lines that programs print, and hardly in what people write; brackets and quotes among them."""
+_WORDS: Final = 4
+_LINES: Final = 200
+"""Lines of a log that are looked through for names."""
 
 
 def derive(case: Case) -> frozenset[str]:
     """The signs of a machine; what is not known gives none."""
-    return frozenset((*_cards(case), *_masks(case), *_override(case), *_torch(case), *_place(case)))
+    return frozenset((*_cards(case), *_masks(case), *_override(case), *_torch(case), *_place(case), *_lines(case)))
 
 
 def _cards(case: Case) -> list[str]:
@@ -45,10 +57,12 @@ def _override(case: Case) -> list[str]:
         return ["override-set", "override-malformed"]
     if not gfx:
         return ["override-set"]
+    others = {name for gpu in case.machine.gpus if (name := gfx_of(gpu))} - {found.target}
+    hit = ["override-hits-other"] if any(not same_instructions(other, found.target) for other in others - {gfx}) else []
     if found.target == gfx:
-        return ["override-set", "override-own"]
+        return ["override-set", "override-own", *hit]
     if same_instructions(gfx, found.target) or (gfx, found.target) in _KIN:
-        return ["override-set", "override-sound"]
+        return ["override-set", "override-sound", *hit]
     # 'gfx1030' on 'gfx1012': the generation is all but the last two characters.
     near = gfx[:-2] == found.target[:-2] and gfx[:-2] != "gfx9"
     return ["override-set", "override-foreign", *(["override-near"] if near else [])]
@@ -73,14 +87,35 @@ def _torch(case: Case) -> list[str]:
 def _place(case: Case) -> list[str]:
     platform = case.machine.platform
     signs = ["compute-told"] if case.log and {"torch", "rocm", "app"} & set(case.log.told) else []
+    app = case.log.app if case.log else ""
+    signs += [sign for sign, regex in (("app-bundled", _BUNDLED), ("app-cuda-engine", _CUDA_ENGINE)) if regex.search(app)]
     if isinstance(platform.container, Known) and platform.container.value:
         signs.append("containered")
     if isinstance(platform.groups, Known) and platform.groups.value and not {"render", "video", "root"} & set(platform.groups.value):
         signs.append("no-group")
     if isinstance(platform.kernel, Known) and case.log:
         series = re.match(r"\d+\.\d+", platform.kernel.value)
-        if series and any(re.search(rf"(?<![\d.]){re.escape(series.group())}(?!\d)", line) for line in case.log.lines[:200]):
+        named = [line for line in case.log.lines[:_LINES] if series.group() in line] if series else []
+        if series and any(re.search(rf"(?<![\d.]){re.escape(series.group())}(?!\d)", line) for line in named):
             signs.append("kernel-named")
     if isinstance(platform.distribution, Known) and platform.distribution.value:
         signs.append(f"on-{platform.distribution.value.lower()}")
+    return signs
+
+
+def _lines(case: Case) -> list[str]:
+    """What lines name: a GPU that is not the card, a library twice; and who speaks in them."""
+    if not case.log:
+        return []
+    lines, signs = case.log.lines[:_LINES], list[str]()
+    told = {gfx_of(gpu) for gpu in case.machine.gpus}
+    if told and not any(gpu.integrated for gpu in case.machine.gpus):
+        named = {target for line in lines if "gfx" in line for target in _TARGET.findall(line)} - told
+        if any((row := case.knowledge.gpus.get(target)) and row.integrated for target in named):
+            signs.append("integrated-named")
+    libraries = {(name, int(version)) for line in lines if ".so." in line for name, version in _LIBRARY.findall(line)}
+    if len(libraries) > len({name for name, _ in libraries}):
+        signs.append("two-versions")
+    if len(lines) <= _WORDS and not any(_PRINTED.search(line) for line in lines):
+        signs.append("prose")
     return signs

@@ -5,17 +5,17 @@ A row has readings, and the first whose condition holds speaks: one line means d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
 
 from rocm_patch.diagnose import signs
 from rocm_patch.diagnose.case import Case, finding
 from rocm_patch.knowledge import Knowledge
-from rocm_patch.knowledge.conditions import SIGNS, Context, holds
+from rocm_patch.knowledge.conditions import SIGNS, Context, all_shown, holds
 from rocm_patch.knowledge.matching import Pattern
 from rocm_patch.logs import text
-from rocm_patch.model import Condition, Finding, Log, Reading
+from rocm_patch.model import Finding, Log, Reading
 
 _SHOWN = 3
 """Lines quoted for one signature."""
@@ -36,7 +36,8 @@ class Seen:
     @cached_property
     def fault(self) -> bool:
         """True if a line, other than a harmless one, says that something went wrong."""
-        return any(pattern.row.shows == "fault" or _serious(pattern, self.ids) for pattern, _ in self.hits)
+        possible = self.ids | SIGNS.keys()
+        return any(pattern.row.shows == "fault" or _serious(pattern, possible) for pattern, _ in self.hits)
 
     @cached_property
     def success(self) -> bool:
@@ -47,8 +48,8 @@ class Seen:
 def look(log: Log, knowledge: Knowledge) -> Seen:
     """Search a log. A line that is known to be harmless is no general sign of a fault."""
     hits = knowledge.finder.search(log.lines)
-    ids = frozenset(pattern.row.id for pattern, _ in hits)
-    harmless = {index for pattern, indexes in hits if _harmless(pattern, ids) for index in indexes}
+    possible = SIGNS.keys() | {pattern.row.id for pattern, _ in hits}
+    harmless = {index for pattern, indexes in hits if _harmless(pattern, possible) for index in indexes}
     kept = []
     for pattern, indexes in hits:
         rest = tuple(index for index in indexes if index not in harmless) if pattern.row.general else indexes
@@ -61,7 +62,7 @@ def log(case: Case) -> Iterator[Finding]:
     """A finding for each signature that says something on this machine."""
     if case.seen is None:
         return
-    context = context_of(case)
+    context, words = context_of(case), case.words()
     for pattern, indexes in case.seen.hits:
         reading = read(pattern, context)
         if reading is None:
@@ -73,7 +74,7 @@ def log(case: Case) -> Iterator[Finding]:
             why.append(f"To be surer: {reading.next_command}")
         if reading.avoid:
             why.append(f"What not to do: {reading.avoid}")
-        yield finding(reading.cause, reading.severity, reading.certainty, why, case.advise(*reading.remedies, **case.words()))
+        yield finding(reading.cause, reading.severity, reading.certainty, why, case.advise(*reading.remedies, **words))
 
 
 def context_of(case: Case) -> Context:
@@ -100,12 +101,14 @@ def read(pattern: Pattern, context: Context) -> Reading | None:
     return next((reading for reading in pattern.row.readings if holds(reading.when, context)), None)
 
 
-def _harmless(pattern: Pattern, ids: frozenset[str]) -> bool:
-    told = any(reading.severity == "info" for reading in pattern.row.readings)
-    return pattern.row.shows == "report" or (told and not pattern.row.general and not _serious(pattern, ids))
+def _harmless(pattern: Pattern, possible: Set[str]) -> bool:
+    if pattern.row.shows == "report":
+        return True
+    if pattern.row.general or not any(reading.severity == "info" for reading in pattern.row.readings):
+        return False
+    return not _serious(pattern, possible)
 
 
-def _serious(pattern: Pattern, ids: frozenset[str]) -> bool:
+def _serious(pattern: Pattern, possible: Set[str]) -> bool:
     """True if a reading says problem that the other lines do not rule out; what the machine says of it is asked later."""
-    found = Context(signs=ids | SIGNS.keys())
-    return any(reading.severity == "problem" and holds(Condition(signs=reading.when.signs), found) for reading in pattern.row.readings)
+    return any(reading.severity == "problem" and all_shown(reading.when.signs, possible) for reading in pattern.row.readings)

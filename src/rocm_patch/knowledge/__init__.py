@@ -71,7 +71,7 @@ class Knowledge:
         return {name: next(iter(chips)) for name, chips in found.items() if len(chips) == 1 and len(name) > 2}
 
     @functools.cached_property
-    def remembered(self) -> dict[Any, tuple[str, ...]]:
+    def remembered(self) -> dict[Any, tuple[Any, ...]]:
         """Answers that follow from the tables alone, by question: a batch asks the same ones often."""
         return {}
 

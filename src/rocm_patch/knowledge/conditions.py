@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
@@ -26,6 +26,7 @@ SIGNS: Final = {
     "override-foreign": "it names a target whose code the card does not execute",
     "override-near": "such a target of the same generation: the code loads, and goes astray",
     "override-malformed": "it is no version M.m.s",
+    "override-hits-other": "it renames another GPU of the machine, too, which does not execute that code",
     "masked": "a variable hides some of the GPUs",
     "code-native": "torch contains code for the card",
     "code-missing": "torch contains no code for the card",
@@ -41,7 +42,12 @@ SIGNS: Final = {
     "no-group": "the groups are known, and neither render nor video is among them",
     "card-known": "the target of the card is known",
     "compute-told": "an application, a torch or a ROCm is named",
+    "app-bundled": "the application brings its own ROCm, for a list of cards",
+    "app-cuda-engine": "most builds of the application's engine know CUDA only",
     "kernel-named": "the log names the version of the running kernel",
+    "integrated-named": "the log names the target of an integrated GPU, and the card that is told is another",
+    "two-versions": "the log names two versions of one library",
+    "prose": "somebody's words, without a line that a program printed",
 }
 """Words for what follows from the facts; `on-NAME` is the distribution besides. `diagnose.signs` derives them."""
 
@@ -64,11 +70,14 @@ class Context:
 
 def holds(condition: Condition, context: Context) -> bool:
     """True if every field that the condition sets is met; what is not known meets nothing."""
+    # Signs first: they rule out most, and cost least.
+    if condition.signs and not all_shown(condition.signs, context.signs):
+        return False
+    if condition.no_signs:
+        for group in _alternatives(condition.no_signs):
+            if not group.isdisjoint(context.signs):
+                return False
     if not _on(condition, context):
-        return False
-    if condition.signs and not all(_sign(word, context.signs) for word in condition.signs):
-        return False
-    if condition.no_signs and any(_sign(word, context.signs) for word in condition.no_signs):
         return False
     if condition.rocm and not in_range(condition.rocm, context.rocm):
         return False
@@ -150,8 +159,17 @@ def _on(condition: Condition, context: Context) -> bool:
     return not condition.system or not context.system.isdisjoint(condition.system)
 
 
-def _sign(word: str, signs: frozenset[str]) -> bool:
-    return any(one in signs for one in word.split("|"))
+def all_shown(words: tuple[str, ...], signs: Set[str]) -> bool:
+    """True if of each of the words, 'a|b' being one of them, something is shown."""
+    for group in _alternatives(words):  # noqa: SIM110  # a generator costs more than the question
+        if group.isdisjoint(signs):
+            return False
+    return True
+
+
+@functools.lru_cache(maxsize=4096)
+def _alternatives(words: tuple[str, ...]) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(word.split("|")) for word in words)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,7 +7,9 @@ Lines and expressions are both in lower case: to ignore case would cost an expre
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ WIDEST: Final = 20_000
 _HITS: Final = 500
 _TRIES: Final = 4000
 """Lines on which one expression is tried at most."""
+_FEW: Final = 20
+"""Up to so many lines are looked through one by one; more as one text."""
 _GRAM: Final = 4
 _SMALL: Final = 5_000
 _LARGE: Final = 200_000
@@ -79,8 +83,10 @@ class Finder:
         """Each signature that is found, in the order of the table, with the indexes of its lines."""
         lowered = [line.lower() for line in lines]
         hits: dict[int, set[int]] = {}
-        for word in self._words("\n".join(lowered)):
-            there = [index for index, low in enumerate(lowered) if word in low][:_TRIES]
+        whole = "\n".join(lowered)
+        starts = list(itertools.accumulate((len(low) + 1 for low in lowered), initial=0)) if len(lowered) > _FEW else []
+        for word in self._words(whole):
+            there = _lines_with(word, whole, starts) if starts else [index for index, low in enumerate(lowered) if word in low]
             for place, part in self.index[word]:
                 known = hits.get(place, set())
                 for index in there:
@@ -111,6 +117,17 @@ class Finder:
         # A vocabulary is far smaller than a large text.
         vocabulary = "\n".join(set(_TOKEN.findall(whole)))
         return [word for word in self.index if all(part in vocabulary for part in _TOKEN.findall(word))]
+
+
+def _lines_with(word: str, whole: str, starts: Sequence[int]) -> list[int]:
+    """The indexes of the lines that hold a word, `_TRIES` at most; `starts` are the places where lines start, and the end."""
+    found = list[int]()
+    place = whole.find(word)
+    while place >= 0 and len(found) < _TRIES:
+        index = bisect.bisect_right(starts, place) - 1
+        found.append(index)
+        place = whole.find(word, starts[index + 1])
+    return found
 
 
 def cut(line: str) -> str:

@@ -50,10 +50,12 @@ _MODEL: Final = re.compile(
     r"[A-Z]{0,3}\d{2,4}[A-Z]{0,2}(?: ?(?:XTX|XT|GRE|XL|Ti))?|Radeon VII)\b",
     re.IGNORECASE,
 )
+_MODEL_WORDS: Final = ("rx", "r9", "r7", "pro", "instinct", "wx", "mi", "vega", "vii", "radeon")
 _SYSTEMS: Final = (
-    ("wsl", re.compile(r"microsoft-standard-WSL|\bWSL ?2?\b|/dev/dxg|\bdxgkrnl\b|librocdxg", re.IGNORECASE)),
+    ("wsl", ("wsl", "dxg"), re.compile(r"microsoft-standard-WSL|\bWSL ?2?\b|/dev/dxg|\bdxgkrnl\b|librocdxg", re.IGNORECASE)),
     (
         "windows",
+        ("windows", ":\\", "amdhip64", "-1073741819", "0xc0000005"),
         re.compile(
             r"\bWindows (?:1[01]|fatal exception)|\b[A-Z]:\\\\?(?:Users|Program)|\bamdhip64(?:_\d)?\.dll|-1073741819|0xc0000005",
             re.IGNORECASE,
@@ -102,8 +104,12 @@ def read(lines: Iterable[str], knowledge: Knowledge) -> Told:
             rows = [knowledge.devices.get(id_.lower()) for id_ in _PCI.findall(line)]
             named.extend((row[1].names[0], row[0].gfx) for row in rows if row)
         if "os" not in values:
-            values.update(next(({"os": system} for system, regex in _SYSTEMS if regex.search(line)), {}))
-        named.extend((model, gfx) for model in _MODEL.findall(line) if (gfx := chip_of_name(knowledge, model)))
+            for system, words, regex in _SYSTEMS:
+                if any(word in low for word in words) and regex.search(line):
+                    values["os"] = system
+                    break
+        if any(word in low for word in _MODEL_WORDS):
+            named.extend((model, gfx) for model in _MODEL.findall(line) if (gfx := chip_of_name(knowledge, model)))
     cards = list(dict.fromkeys(named))
     if agents:
         values["gfx"] = ",".join(agents)

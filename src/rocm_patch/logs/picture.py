@@ -48,6 +48,7 @@ _PLATFORM: Final = Platform(
 _NOBODY: Final = Machine("", (), (), _PLATFORM, (), (), (), _UNTOLD, ())
 """A machine of which nothing is told."""
 _MOST: Final = 16
+_REMEMBERED: Final = 4096
 _NIGHTLY: Final = re.compile(r"(?:a|rc|dev)20\d{6}")
 _TARGET: Final = re.compile(r"gfx[0-9a-f]{3,4}")
 _INTEGRATED: Final = re.compile(r"(?i)\biGPU|integrated|\bAPU\b")
@@ -73,7 +74,7 @@ def picture(told: Told, knowledge: Knowledge, base: Machine | None = None, code:
     values = told.values
     machine = base or _NOBODY
     images = code or Images()
-    cards = _gpus(values, knowledge)
+    cards = _cards(values, knowledge)
     if cards:
         machine = replace(machine, gpus=cards)
     if "torch" in values or "hip" in values or "cuda" in values:
@@ -107,9 +108,19 @@ def _platform(values: Mapping[str, str], platform: Platform) -> Platform:
     return replace(platform, **known) if known else platform
 
 
-def _gpus(values: Mapping[str, str], knowledge: Knowledge) -> tuple[Gpu, ...]:
-    name = values.get("gpu", "")
-    chips = _TARGET.findall(values.get("gfx", "").lower())
+def _cards(values: Mapping[str, str], knowledge: Knowledge) -> tuple[Gpu, ...]:
+    """The cards told of; a batch speaks of the same few again and again."""
+    name, targets = values.get("gpu", ""), values.get("gfx", "")
+    key, known = ("cards", name, targets), knowledge.remembered
+    if key not in known:
+        if len(known) > _REMEMBERED:
+            known.clear()
+        known[key] = _gpus(name, targets, knowledge)
+    return known[key]
+
+
+def _gpus(name: str, targets: str, knowledge: Knowledge) -> tuple[Gpu, ...]:
+    chips = _TARGET.findall(targets.lower())
     names = [part.strip() for part in re.split(r"[;+,]| and | & ", name) if part.strip()]
     if not chips:
         chips = [gfx for part in names if (gfx := _chip(part, knowledge))]
