@@ -144,7 +144,7 @@ def rollback(
             receipts.append(elevate.ask_root(Receipt, locations, zipapp, "rollback", *(f"--transaction={name}" for name in mine)))
         else:
             with _readable():
-                receipts.append(engine.rollback_scope(ground, kinds, tables, mine))
+                receipts.append(engine.rollback_scope(ground, kinds, tables, mine, say=_say))
     return tuple(receipts) or (NOTHING,)
 
 
@@ -270,7 +270,7 @@ def _serve(argv: list[str]) -> Receipt | ScopeStatus:
             name = given.transaction[0] if given.transaction else engine.new_transaction()
             return engine.apply_scope(plan.steps, plan.facts, ground, tables=tables, kinds=KINDS, transaction=name, say=_say)
         if given.verb == "rollback":
-            return engine.rollback_scope(ground, KINDS, tables, given.transaction)
+            return engine.rollback_scope(ground, KINDS, tables, given.transaction, say=_say)
         if given.verb == "recover":
             return _recover_here(locations, "system") or NOTHING
         return engine.status_scope(ground)

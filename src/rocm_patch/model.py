@@ -398,7 +398,9 @@ class RemedyRow:
 
     id: str
     remedy: str
-    kind: Literal["environment", "venv", "autoload", "run", "manual"]
+    kind: Literal[
+        "environment", "venv", "autoload", "modprobe", "cmdline", "preload", "prefix", "permissions", "neutralise", "run", "manual"
+    ]  # fmt: skip
     level: Literal["passive", "interactive", "disruptive"]
     scope: Scope
     title: str
@@ -406,6 +408,8 @@ class RemedyRow:
     commands: tuple[str, ...]
     when: Condition
     parameters: tuple[str, ...] = ()
+    by_name: bool = False
+    """Never recommended, and yet planned for whoever names it: what users arrive with must work, be shown for what it is, and go again."""
 
 
 @dataclass(frozen=True)

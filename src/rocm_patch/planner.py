@@ -18,8 +18,10 @@ from rocm_patch.errors import RefusedError, UsageError
 from rocm_patch.knowledge.conditions import in_range, in_scope, parse_version, recommended, status
 from rocm_patch.model import Diagnosis, Scope, Setting, Step, TorchInstall, WheelRow
 
-CHANGING: Final = ("venv", "environment", "autoload")
-"""Kinds of remedies that a plan can hold."""
+CHANGING: Final = ("venv", "environment", "autoload", "permissions")
+"""Kinds of remedies that a plan holds because the diagnosis asks for them."""
+NAMED: Final = ("modprobe", "cmdline", "preload", "prefix", "permissions", "neutralise")
+"""Kinds whose step is the remedy's id and the values that the user gives; the kind itself fills in what is not given."""
 _DOORS: Final = {"conv-engine": "engine", "miopen-off": "miopen_off"}
 _SITE: Final = re.compile(r"(?P<venv>/.+)/lib/python3\.\d+t?/site-packages")
 _NO_VENV: Final = ("conda", "pyenv", "user site", "system Python")
@@ -54,7 +56,7 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
         if choices.remedies:
             evidence = in_scope(case.knowledge.evidence, id_, case.context())
             known = status(evidence)
-            if not recommended(evidence) and not (choices.untested and known == "untested"):
+            if not recommended(evidence) and not (row.by_name or (choices.untested and known == "untested")):
                 notes = [item.note for item in evidence[:2]] + ["to try it all the same: --untested"] * (known == "untested" and row.kind != "manual")
                 raise RefusedError(f"{id_}: {known} on {case.gfx or 'this machine'}", "; ".join(notes))
         if row.kind == "manual":
@@ -67,6 +69,8 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
             made.extend(_environment(case, id_, choices.values or {}))
         elif row.kind == "autoload":
             made.extend(_autoload(case, id_, (choices.values or {}).get("venv", ""), bool(choices.remedies)))
+        elif row.kind in NAMED:
+            made.append(Step(id_, row.scope, {key: (value,) for key, value in (choices.values or {}).items() if key in row.parameters}))
     return tuple(sorted(_merged(made), key=lambda step: (step.scope == "system", step.remedy)))
 
 

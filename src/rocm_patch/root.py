@@ -23,6 +23,9 @@ from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.model import Known, Unknown
 
 READ_LIMIT: Final = 1 << 20
+READ_STATE: Final = 64 << 20
+CONTENT_LIMIT: Final = 1 << 30
+"""Bytes of the largest file that is managed: an initramfs with every firmware file has some hundred MiB."""
 LINK_LIMIT: Final = 40
 TEMPORARY_PREFIX: Final = ".rocm-patch-"
 """Readers of drop-in folders skip names that start with a dot and have none of their endings."""
@@ -222,7 +225,7 @@ class Tree:
 
     # -- looking
 
-    def state(self, path: str, limit: int = 64 << 20) -> State:
+    def state(self, path: str, limit: int = READ_STATE) -> State:
         """What is at a path. An error is raised, never taken for an empty file."""
         try:
             with self._parent(path) as (folder, name):
@@ -367,7 +370,7 @@ class Tree:
 
         A folder is made or removed empty; a folder in the place of something else, or the reverse, is an error.
         """
-        now = self.state(path)
+        now = self.state(path, CONTENT_LIMIT)
         if now == state:
             return
         folder = parent_of(path)

@@ -36,6 +36,7 @@ class Tables:
                 "set": remedy("set", "environment", ("set",)),
                 "wheel": remedy("wheel", "venv", ("gfx", "packages", "expect", "index", "python", "name")),
                 "words": remedy("words", "manual", ()),
+                "made": remedy("made", "made", ("word",)),
             }
         )
     )
@@ -72,20 +73,41 @@ def _render(steps, look):
     )
 
 
-FIVE = Kind("five", ("system",), "reboot", lambda step, tables: None, _render, lambda *_: None, lambda *_: ("five: looked at",))
-TEST_KINDS = (*KINDS, FIVE)
+FIVE = Kind("five", ("system",), "reboot", lambda step, tables: None, _render, lambda *_: (), lambda *_: ("five: looked at",))
+
+
+def _render_made(steps, look):
+    return (Change("/etc/made.conf", State("file", 0o644, os.geteuid(), os.getegid(), f"{steps[-1].parameters['word'][0]}\n".encode())),)
+
+
+def generate(work):
+    """What a tool of the system would do: everything that is there, in one file. The menu is there before, the image is not."""
+    state = work.tree.state(work.ground.at("/etc/made.conf"))
+    old = work.tree.state("boot/menu.cfg")
+    text = b"menu\n" + (state.data if state.kind == "file" else b"")
+    return (
+        Change("/boot/image", State("file", 0o600, os.geteuid(), os.getegid(), text * 50) if state.kind == "file" else ABSENT),
+        Change("/boot/menu.cfg", State("file", old.mode, old.uid, old.gid, text)),
+    )
+
+
+MADE = Kind("made", ("system",), "reboot", lambda step, tables: None, _render_made, lambda _s, _c, work: generate(work), lambda *_: ("made",))
+TEST_KINDS = (*KINDS, FIVE, MADE)
 FIVE_STEPS = (Step("five", "system", {"variant": ("a",)}),)
 ENVIRONMENT_STEPS = (
     Step("drop", "system", {"unset": ("HSA_OVERRIDE_GFX_VERSION=10.3.0",)}),
     Step("set", "system", {"set": ("MIOPEN_FIND_MODE=FAST",)}),
 )
-CASES = {"five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS}
+MADE_STEPS = (Step("made", "system", {"word": ("quiet",)}),)
+CASES = {"five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS}
 
 
 def prepare(root):
     """A root as small as these plans need, with one file of odd mode and one link that must survive."""
-    for folder in ("etc/modprobe.d", "etc/profile.d", "var"):
+    for folder in ("boot", "etc/modprobe.d", "etc/profile.d", "var"):
         os.makedirs(f"{root}/{folder}")
+    with open(f"{root}/boot/menu.cfg", "wb") as file:
+        file.write(b"menu\n")
     for name, data, mode in (("four.cfg", OLD_FOUR, 0o640), ("five.conf", OLD_FIVE, 0o604), ("profile.d/other.sh", b"export A=1\n", 0o644)):
         with open(f"{root}/etc/{name}", "wb") as file:
             file.write(data)

@@ -135,7 +135,7 @@ def _differs(folder: str, content: Files) -> bool:
 # ------------------------------------------------------------------ activate
 
 
-def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> None:
+def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[Change, ...]:
     """Fill the folders, in their order."""
     grow = [change.path for change in changes if change.grown]
     for step in steps:
@@ -143,6 +143,7 @@ def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> No
         for path in sorted(folders, key=order):
             if path in grow:
                 _fill(path, folders[path], work)
+    return ()
 
 
 def _fill(folder: str, content: Files, work: Work) -> None:

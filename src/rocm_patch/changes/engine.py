@@ -16,7 +16,7 @@ from rocm_patch.changes.record import GONE, RECORD_SCHEMA, Entry, Record, Shape,
 from rocm_patch.changes.transaction import Transaction, compose, recover
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.model import Receipt, Step
-from rocm_patch.root import State
+from rocm_patch.root import CONTENT_LIMIT, State
 
 Say = Callable[[str], None]
 
@@ -153,8 +153,8 @@ def apply_scope(
             work = Work(ground, journal.tree, tables, transaction, journal.lock, say)
             verified = list[str]()
             busy = [part for part in parts if any(change in wanted for change in part.changes)]
-            for part in busy:
-                part.kind.activate(part.steps, part.changes, work)
+            generated = [change for part in busy for change in part.kind.activate(part.steps, part.changes, work)]
+            draft = _put_generated(journal, draft, generated, made, contents)
             for part in busy:
                 verified += part.kind.verify(part.steps, part.changes, work)
             needs: Needs = "reboot" if any(part.kind.needs == "reboot" for part in busy) else _strongest(busy)
@@ -218,6 +218,27 @@ def _entries(wanted: Sequence[Change], look: Look, transaction: str) -> tuple[tu
     return (*folders.values(), *entries), contents
 
 
+def _put_generated(journal: Journal, draft: Record, generated: Sequence[Change], made: list[str], contents: dict[str, bytes]) -> Record:
+    """Second half of a transaction: what tools of the system made from the files in place. Journalled, then put there, boot last."""
+    entries = list[Entry]()
+    for change in generated:
+        now = journal.tree.state(journal.ground.at(change.path), CONTENT_LIMIT)
+        if now != change.after:
+            entries.append(Entry(change.path, shape_of(now), shape_of(change.after), generated=True))
+            for state in (now, change.after):
+                if state.kind == "file":
+                    contents[journal.keep(draft, state.data)] = state.data
+    if not entries:
+        return draft
+    record = dataclasses.replace(draft, entries=(*draft.entries, *entries))
+    if draft.verb == "apply":
+        journal.replace_undo(record, undo.script(record, journal.ground, made, contents, finished=False))
+    journal.write_plan(record)
+    for entry in entries:
+        Transaction(journal, record).move(entry)
+    return record
+
+
 def _close_grown(journal: Journal, draft: Record, contents: Mapping[str, bytes], made: list[str]) -> Record:
     """Write down what is in each folder that a child filled, now that it is finished."""
     if not any(entry.after.kind == "grown" for entry in draft.entries):
@@ -240,7 +261,7 @@ def _close_grown(journal: Journal, draft: Record, contents: Mapping[str, bytes],
 
 
 def rollback_scope(
-    ground: Ground, kinds: Sequence[Kind], tables: Tables, names: Sequence[str] = (), *, everything: bool = False
+    ground: Ground, kinds: Sequence[Kind], tables: Tables, names: Sequence[str] = (), *, everything: bool = False, say: Say = lambda _: None
 ) -> Receipt:  # fmt: skip
     """Take back transactions of one scope, newest first, as one transaction of its own.
 
@@ -267,6 +288,8 @@ def rollback_scope(
         record = Record(RECORD_SCHEMA, number, name, "rollback", ground.scope, (), undoing.entries, undoing.undoes, None)
 
         def finish(draft: Record) -> Record:
+            again = _generated_again(undoing.stale, selected, ground, journal, name, tables, kinds, say)
+            draft = _put_generated(journal, draft, again, [], {})
             transaction = Transaction(journal, draft)
             changed = tuple(
                 entry.path for entry in draft.entries if entry.before.kind != "folder" and transaction.is_at(entry.path, entry.after)
@@ -285,6 +308,23 @@ def rollback_scope(
             ) from error
         assert done.receipt is not None  # noqa: S101  # finish has just put it there
         return done.receipt
+
+
+def _generated_again(
+    stale: Sequence[str], selected: Sequence[Record], ground: Ground, journal: Journal, name: str, tables: Tables, kinds: Sequence[Kind], say: Say
+) -> list[Change]:  # fmt: skip
+    """Somebody generated these from our files: once those are gone it is done once more."""
+    if not stale:
+        return []
+    work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True)
+    changes = tuple(Change(path, journal.tree.state(ground.at(path), CONTENT_LIMIT)) for path in stale)
+    steps = [step for record in selected for step in record.steps]
+    found = list[Change]()
+    for kind in kinds:
+        mine = tuple(step for step in steps if step.remedy in tables.remedies and tables.remedies[step.remedy].kind == kind.name)
+        if mine:
+            found += kind.activate(mine, changes, work)
+    return found
 
 
 def _check_order(active: Sequence[Record], selected: Sequence[Record]) -> None:
@@ -319,7 +359,7 @@ class ManagedFile:
 
     path: str
     state: str
-    """as left, changed, or gone"""
+    """as left, changed, gone, or generated again (by a tool of the system, from our files among others)"""
 
 
 @dataclass(frozen=True)
@@ -349,7 +389,8 @@ def status_scope(ground: Ground) -> ScopeStatus:
                 continue
             at_after = Transaction(journal, record).is_at(entry.path, entry.after)
             gone = entry.after.kind != "absent" and journal.tree.state_kind(ground.at(entry.path)) == "absent"
-            files[entry.path] = ManagedFile(entry.path, "as left" if at_after else "gone" if gone else "changed")
+            other = "generated again" if entry.generated else "changed"
+            files[entry.path] = ManagedFile(entry.path, "as left" if at_after else "gone" if gone else other)
     return ScopeStatus(ground.scope, True, opened.transaction if opened else "", tuple(active), tuple(files.values()))
 
 

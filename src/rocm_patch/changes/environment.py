@@ -239,8 +239,9 @@ def _read_user(found: re.Match[str], settings: dict[str, Setting]) -> None:
 # ------------------------------------------------------------------ activate, verify
 
 
-def activate(_steps: Sequence[Step], _changes: Sequence[Change], _work: Work) -> None:
+def activate(_steps: Sequence[Step], _changes: Sequence[Change], _work: Work) -> tuple[Change, ...]:
     """Nothing to do: the next login reads it."""
+    return ()
 
 
 def verify(_steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[str, ...]:

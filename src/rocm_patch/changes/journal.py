@@ -24,7 +24,7 @@ from rocm_patch.changes import grown
 from rocm_patch.changes.places import Ground
 from rocm_patch.changes.record import Record, Shape, digest, state_of
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
-from rocm_patch.root import ABSENT, State, join, parent_of, temporary_name
+from rocm_patch.root import ABSENT, CONTENT_LIMIT, State, join, parent_of, temporary_name
 
 PLAN: Final = "plan"
 MADE: Final = "made"
@@ -311,7 +311,7 @@ class Journal:
         if shape.kind != "file":
             return state_of(shape, b"")
         path = f"{self.folder}/{record.transaction}/{shape.sha256}"
-        copy = self.tree.state(path)
+        copy = self.tree.state(path, CONTENT_LIMIT)
         if copy.kind != "file" or digest(copy.data) != shape.sha256:
             raise RocmPatchError(f"the journal's copy {self.ground.on_machine(path)} is missing or damaged")
         return state_of(shape, copy.data)

@@ -70,6 +70,11 @@ class Work:
     lock: int
     """Descriptor of the journal's lock. Long-lived children inherit it: recovery waits for them."""
     say: Callable[[str], None]
+    back: bool = False
+    """True in a rollback: the before-states are in place again, and what was generated from ours is made anew."""
+
+
+Confirm = Callable[[Sequence[Step], Look], tuple[Step, ...]]
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,11 @@ class Kind:
 
     validate: a step is allowed by the tables; RefusedError or FormatError if not.
     render: the paths and contents that all steps of this kind come to. Pure: reads, never writes.
-    activate: make the new files count, after they are in place.
+    activate: make the new files count, after they are in place. Returns files that the system's own tools generate from
+        them (an initramfs, a boot menu), made aside and not yet in place: the engine journals them and puts them there last.
+        In a rollback it is asked again only if somebody has generated such a file since.
     verify: lines that say what was seen to hold; RocmPatchError if it does not.
+    confirm: for what is on trial, the steps that make it permanent; RefusedError if the trial was not passed.
     """
 
     name: str
@@ -87,5 +95,6 @@ class Kind:
     needs: Needs
     validate: Callable[[Step, Tables], None]
     render: Callable[[Sequence[Step], Look], tuple[Change, ...]]
-    activate: Callable[[Sequence[Step], Sequence[Change], Work], None]
+    activate: Callable[[Sequence[Step], Sequence[Change], Work], tuple[Change, ...]]
     verify: Callable[[Sequence[Step], Sequence[Change], Work], tuple[str, ...]]
+    confirm: Confirm | None = None

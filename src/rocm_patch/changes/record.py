@@ -38,6 +38,8 @@ class Entry:
     path: str
     before: Shape
     after: Shape
+    generated: bool = False
+    """Made by a tool of the system from other files: nobody's own work, so what others made of it since is made anew."""
 
 
 @dataclass(frozen=True)

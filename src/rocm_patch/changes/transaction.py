@@ -16,7 +16,7 @@ from rocm_patch.changes.journal import Journal
 from rocm_patch.changes.record import GONE, Entry, Record, Shape, fits, shape_of
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.model import Receipt
-from rocm_patch.root import parent_of
+from rocm_patch.root import CONTENT_LIMIT, parent_of
 
 STRANGERS_NAMED: Final = 20
 """How many foreign files of one folder a receipt names."""
@@ -138,7 +138,7 @@ class Transaction:
         at = self.ground.at(path)
         if shape.kind == "grown":
             return grown.marker_of(self.tree, at) == shape.target
-        return fits(self.tree.state(at), shape)
+        return fits(self.tree.state(at, CONTENT_LIMIT), shape)
 
     def _abort(self, error: BaseException) -> None:
         """Take an unfinished run back. The first error stays the one that is told."""
@@ -201,6 +201,8 @@ class Undoing:
     contents: Mapping[str, bytes]
     left: tuple[str, ...]
     undoes: tuple[str, ...]
+    stale: tuple[str, ...]
+    """Generated files that somebody generated again: no foreign edits, but they still hold our change."""
 
 
 def compose(journal: Journal, selected: Sequence[Record]) -> Undoing:
@@ -208,7 +210,7 @@ def compose(journal: Journal, selected: Sequence[Record]) -> Undoing:
 
     Nothing is written.
     """
-    entries, contents, left = list[Entry](), dict[str, bytes](), list[str]()
+    entries, contents, left, stale = list[Entry](), dict[str, bytes](), list[str](), list[str]()
     spoiled = set[str]()
     paths = dict.fromkeys(entry.path for record in selected for entry in reversed(record.entries))
     for path in paths:
@@ -221,6 +223,9 @@ def compose(journal: Journal, selected: Sequence[Record]) -> Undoing:
                 break
             if _same(current, entry.after) and not _same(entry.after, entry.before):
                 current, goal, source = entry.before, entry.before, record
+        if current is None and all(entry.generated for _, entry in steps):
+            stale.append(path)
+            continue
         foreign = [path] if current is None else []
         if not foreign and now is not None and now.kind == "grown":
             known = journal.content(steps[0][0], dataclasses.replace(now, kind="file")).data
@@ -234,12 +239,12 @@ def compose(journal: Journal, selected: Sequence[Record]) -> Undoing:
             spoiled |= {record.transaction for record, _ in steps}
         elif goal is not None and source is not None and now is not None:
             if now.kind == "file":
-                contents[now.sha256] = journal.tree.state(journal.ground.at(path)).data
+                contents[now.sha256] = journal.tree.state(journal.ground.at(path), CONTENT_LIMIT).data
             if goal.kind == "file":
                 contents[goal.sha256] = journal.content(source, goal).data
-            entries.append(Entry(path, now, goal))
+            entries.append(Entry(path, now, goal, all(entry.generated for _, entry in steps)))
     undoes = tuple(record.transaction for record in selected if record.transaction not in spoiled)
-    return Undoing(tuple(entries), contents, tuple(left), undoes)
+    return Undoing(tuple(entries), contents, tuple(left), undoes, tuple(stale))
 
 
 def _now(journal: Journal, path: str, newest: tuple[Record, Entry]) -> Shape | None:
@@ -248,7 +253,7 @@ def _now(journal: Journal, path: str, newest: tuple[Record, Entry]) -> Shape | N
     if Transaction(journal, record).is_at(path, entry.after):
         if entry.after.kind != "file":
             return entry.after
-    state = journal.tree.state(journal.ground.at(path))
+    state = journal.tree.state(journal.ground.at(path), CONTENT_LIMIT)
     if fits(state, entry.after):
         # The kernel's own labels count as there, so that a recovery of the rollback brings back exactly this.
         return dataclasses.replace(shape_of(state), attributes=entry.after.attributes)

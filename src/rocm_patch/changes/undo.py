@@ -25,6 +25,7 @@ left=0
 
 say() {{ printf '%s\\n' "$1" >&2; }}
 leave() {{ say "left: $1 (changed by somebody else)"; left=1; }}
+stale() {{ say "left: $1 (generated again since; make it anew: update-initramfs -u, update-grub or what your system has for it)"; left=1; }}
 sum() {{ set -- $(sha256sum <"$1"); printf '%s' "$1"; }}
 marks() {{
   # type and mode, owner, group, as ls writes them; a dot or plus at the end speaks of labels
@@ -87,7 +88,7 @@ def script(record: Record, ground: Ground, made: list[str], contents: Mapping[st
             lines += [
                 f"  if {_is(entry.after)}; then {_put(entry.before)}",
                 f"  elif {_is(entry.before)}; then :",
-                '  else leave "$p"; fi',
+                f'  else {"stale" if entry.generated else "leave"} "$p"; fi',
             ]
     files = " ".join(f'"$copies"/{name}' for name in [*sorted({*contents, *_sums_names(contents, record)}), RECEIPT, UNDO])
     state = f'"$root"/{_quote(ground.state)}'

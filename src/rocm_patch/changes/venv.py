@@ -159,7 +159,7 @@ def path_of(step: Step, data: str) -> str:
 # ------------------------------------------------------------------ activate
 
 
-def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> None:
+def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[Change, ...]:
     """Fill the folders: `python -m venv`, then pip, its progress on stderr.
 
     Raises:
@@ -169,6 +169,7 @@ def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> No
         if change.grown:
             _fill(step, work.ground.host(change.path), work)
     os.sync()  # what pip wrote must not be younger than the receipt that vouches for it
+    return ()
 
 
 def _fill(step: Step, folder: str, work: Work) -> None:

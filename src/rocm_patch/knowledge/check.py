@@ -29,7 +29,7 @@ def problems(knowledge: Knowledge) -> Iterator[str]:
         where = f"remedies.toml, {remedy.id}"
         if remedy.remedy not in knowledge.remedy_classes:
             yield f"{where}: {remedy.remedy!r} is no class of remedy"
-        if remedy.kind in ("environment", "venv", "autoload") and not remedy.parameters:
+        if remedy.kind not in ("run", "manual") and not remedy.parameters:
             yield f"{where}: a remedy that changes something names its parameters"
         if not any(row.remedy == remedy.id for row in knowledge.evidence):
             yield f"{where}: no evidence at all; add a row, if only one that says who claimed it"
