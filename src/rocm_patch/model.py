@@ -410,6 +410,8 @@ class RemedyRow:
     parameters: tuple[str, ...] = ()
     by_name: bool = False
     """Never recommended, and yet planned for whoever names it: what users arrive with must work, be shown for what it is, and go again."""
+    instead: tuple[str, ...] = ()
+    """Remedies to use in its place; told with every plan of it."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,26 @@ class Work:
     """True in a rollback: the before-states are in place again, and what was generated from ours is made anew."""
 
 
+@dataclass(frozen=True)
+class Held:
+    """One value of ours, and what the running system shows of it. What `status` tells."""
+
+    name: str
+    """As people write it: MIOPEN_FIND_MODE, amdgpu.noretry, iommu, member of render."""
+    wanted: str | None
+    """What our files ask for; None: that it is not set."""
+    found: str | None
+    """What the running system has; None: nothing, or nothing that could be read."""
+    where: str
+    """Where that was read, as a path or in words."""
+    holds: bool | None
+    """None: it cannot be told here, e.g. under another root."""
+    why: str = ""
+    """What there is to know besides: at the next login, after a restart, somebody else's file wins."""
+
+
 Confirm = Callable[[Sequence[Step], Look], tuple[Step, ...]]
+InForce = Callable[[Sequence[Step], Look], tuple[Held, ...]]
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,9 @@ class Kind:
         them (an initramfs, a boot menu), made aside and not yet in place: the engine journals them and puts them there last.
         In a rollback it is asked again only if somebody has generated such a file since.
     verify: lines that say what was seen to hold; RocmPatchError if it does not.
+    in_force: what the running system shows of each value of ours. `steps` are this kind's in force in one scope; empty where
+        the journal is closed to this user (`look.journal_read`): the words of our own files must then do. Reads only, as any
+        user, and only what lies in the root; nothing live (/sys, /proc, this process) unless `look.ground.live`.
     confirm: for what is on trial, the steps that make it permanent; RefusedError if the trial was not passed.
     """
 
@@ -98,3 +120,4 @@ class Kind:
     activate: Callable[[Sequence[Step], Sequence[Change], Work], tuple[Change, ...]]
     verify: Callable[[Sequence[Step], Sequence[Change], Work], tuple[str, ...]]
     confirm: Confirm | None = None
+    in_force: InForce | None = None
