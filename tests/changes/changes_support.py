@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from rocm_patch.apply import apply, facts, recover, rollback
-from rocm_patch.changes import KINDS, Locations
+from rocm_patch.changes import KINDS, Locations, grown
+from rocm_patch.changes.journal import is_transaction
 from rocm_patch.changes.kind import Change, Kind
 from rocm_patch.model import SCHEMA, Condition, Plan, RemedyRow, SettingRow, Step
 from rocm_patch.root import ABSENT, State
 
 STATE = "var/lib/rocm-patch"
+EXHAUSTIVE = "ROCM_PATCH_EXHAUSTIVE" in os.environ
+"""Sweeps without sampling, long random runs: minutes to an hour, docs/reliability.md has the figures."""
 
 
 # ------------------------------------------------------------------ tables and a plan
@@ -37,6 +40,7 @@ class Tables:
                 "wheel": remedy("wheel", "venv", ("gfx", "packages", "expect", "index", "python", "name")),
                 "words": remedy("words", "manual", ()),
                 "made": remedy("made", "made", ("word",)),
+                "grow": remedy("grow", "grow", ()),
             }
         )
     )
@@ -92,14 +96,47 @@ def generate(work):
 
 
 MADE = Kind("made", ("system",), "reboot", lambda step, tables: None, _render_made, lambda _s, _c, work: generate(work), lambda *_: ("made",))
-TEST_KINDS = (*KINDS, FIVE, MADE)
+
+GROWN_FILES = {"/opt/engine": {"a.py": b"a = 1\n" * 100, "inner/b.py": b"b = 2\n"}, "/opt/hook": {"entry.txt": b"engine:load\n"}}
+
+
+def _render_grow(steps, look):
+    """As the autoload kind does it: folders with a marker that are filled after they are there, and a file that names them."""
+    found = []
+    for path in GROWN_FILES:
+        there = look.tree.state_kind(look.ground.at(path)) == "folder"
+        found.append(Change(path, look.now(path)) if there else Change(path, grown.folder_state(0o755), grown=True))
+    return (*found, Change("/etc/hook.conf", State("file", 0o644, os.geteuid(), os.getegid(), b"/opt/hook\n")))
+
+
+def _fill(steps, changes, work):
+    for change in changes:
+        for name, data in GROWN_FILES[change.path].items() if change.grown else ():
+            path = work.ground.at(f"{change.path}/{name}")
+            work.tree.ensure_folder(os.path.dirname(path))
+            work.tree.put(path, State("file", 0o644, os.geteuid(), os.getegid(), data))
+    return ()
+
+
+GROW = Kind("grow", ("system",), "reboot", lambda step, tables: None, _render_grow, _fill, lambda *_: ("grown",))
+TEST_KINDS = (*KINDS, FIVE, GROW, MADE)
 FIVE_STEPS = (Step("five", "system", {"variant": ("a",)}),)
 ENVIRONMENT_STEPS = (
     Step("drop", "system", {"unset": ("HSA_OVERRIDE_GFX_VERSION=10.3.0",)}),
     Step("set", "system", {"set": ("MIOPEN_FIND_MODE=FAST",)}),
 )
 MADE_STEPS = (Step("made", "system", {"word": ("quiet",)}),)
-CASES = {"five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS}
+GROW_STEPS = (Step("grow", "system", {}),)
+CASES = {"five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS, "grown": GROW_STEPS}
+"""Every kind of change that system scope has, and three that only test the engine; the sweeps run over all of them."""
+OWN_CASES = ("five", "generated", "grown")
+
+
+def needs_of(case):
+    """What the receipt of a case says is needed."""
+    by_name = {kind.name: kind.needs for kind in TEST_KINDS}
+    needs = {by_name[TABLES.remedies[step.remedy].kind] for step in CASES[case]}
+    return "reboot" if "reboot" in needs else "login" if "login" in needs else ""
 
 
 def prepare(root):
@@ -158,6 +195,8 @@ def describe(path):
         return ("folder", mode, status.st_uid, status.st_gid, "", ())
     with open(path, "rb") as file:
         data = file.read()
+    if os.path.basename(path) == grown.MARKER and is_transaction(data.decode("ascii", "replace").strip()):
+        data = b"the name of a transaction"  # another one in each run
     attributes = tuple((name, os.getxattr(path, name)) for name in sorted(os.listxattr(path)))
     return ("file", mode, status.st_uid, status.st_gid, data, attributes)
 

@@ -121,7 +121,22 @@ class Disk:
         folder, name = self._place(operation.path)
         self._change({folder}, [(folder, name, None)])
 
-    _rmdir = _unlink
+    def _rmdir(self, operation):
+        folder, name = self._place(operation.path)
+        if not self.names[self.names[folder][name]]:  # the log has what was tried; one that is not empty stays
+            self._change({folder}, [(folder, name, None)])
+
+    def _rmtree(self, operation):
+        """Many calls in one primitive: each name goes by itself, the innermost first."""
+        folder, name = self._place(operation.path)
+        self._empty(self.names[folder][name])
+        self._change({folder}, [(folder, name, None)])
+
+    def _empty(self, number):
+        for name, child in list(self.names[number].items()):
+            if child in self.names:
+                self._empty(child)
+            self._change({number}, [(number, name, None)])
 
     # -- what may be left
 

@@ -23,6 +23,7 @@ from changes_support import (
     do_apply,
     do_recover,
     do_rollback,
+    needs_of,
     plan_for,
     prepare,
     snapshot,
@@ -59,7 +60,7 @@ def test_apply_and_rollback_leave_the_same_tree(case, root):
     assert receipt.outcome == "applied"
     assert receipt.changed
     assert receipt.verified
-    assert receipt.needs == ("login" if case == "environment" else "reboot")
+    assert receipt.needs == needs_of(case)
     assert snapshot(root) != before
     (receipt,) = do_rollback(root)
     assert receipt.outcome == "rolled back"

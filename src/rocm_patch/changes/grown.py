@@ -71,9 +71,17 @@ def clear_tomb(tree: Tree, path: str, transaction: str) -> None:
 def clear_unborn(tree: Tree, path: str, transaction: str) -> None:
     """Remove what a killed `plant` of this transaction left beside the path."""
     for found in tree.temporaries(parent_of(path)):
-        if tree.state_kind(found) == "folder" and marker_of(tree, found) == transaction:
+        if tree.state_kind(found) == "folder" and (marker_of(tree, found) == transaction or _torn_marker(tree, found, transaction)):
             tree.remove_tree(found)
             tree.sync_folder(parent_of(path))
+
+
+def _torn_marker(tree: Tree, folder: str, transaction: str) -> bool:
+    """Whether a power cut left a folder with nothing but the beginning of this transaction's marker; such a one stayed for ever."""
+    if tree.names(folder) != [MARKER]:
+        return False
+    state = tree.state(join(folder, MARKER), limit=4096)
+    return state.kind == "file" and transaction.encode().startswith(state.data)
 
 
 def manifest(folder: str) -> bytes:

@@ -13,10 +13,10 @@ from typing import Final
 
 from rocm_patch.changes import grown
 from rocm_patch.changes.journal import Journal
-from rocm_patch.changes.record import GONE, Entry, Record, Shape, fits, shape_of
+from rocm_patch.changes.record import GONE, Entry, Record, Shape, digest, fits, shape_of, without_line
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.model import Receipt
-from rocm_patch.root import CONTENT_LIMIT, parent_of
+from rocm_patch.root import ABSENT, CONTENT_LIMIT, State, parent_of
 
 STRANGERS_NAMED: Final = 20
 """How many foreign files of one folder a receipt names."""
@@ -25,9 +25,11 @@ STRANGERS_NAMED: Final = 20
 class Transaction:
     """A record and the journal that keeps it; the journal's lock is held by the caller."""
 
-    def __init__(self, journal: Journal, record: Record) -> None:
+    def __init__(self, journal: Journal, record: Record, ready: Callable[[str], None] = lambda _: None) -> None:
+        """`ready` is asked before a path is changed, with all before it in place and durable."""
         self.journal = journal
         self.record = record
+        self.ready = ready
         self.tree = journal.tree
         self.ground = journal.ground
 
@@ -47,6 +49,7 @@ class Transaction:
             self.journal.store(self.record, contents, undo)
             self.journal.write_plan(self.record)
             for entry in self.record.entries:
+                self.ready(entry.path)
                 self.move(entry)
             done = finish(self.record)
             self.journal.write_receipt(done)
@@ -106,7 +109,8 @@ class Transaction:
             at = self.ground.at(entry.path)
             if entry.after.kind == "grown":
                 grown.clear_unborn(self.tree, at, self.record.transaction)
-            if self.tree.state_kind(parent_of(at)) == "folder" or not parent_of(at):
+            # The anchor itself has no name to ask about: a change that made /opt could not be taken back after a kill.
+            if not parent_of(at) or self.tree.state_kind(parent_of(at)) == "folder":
                 self.tree.sweep_temporaries(parent_of(at))
         for entry in reversed(self.record.entries):
             if "grown" in (entry.before.kind, entry.after.kind):
@@ -115,6 +119,8 @@ class Transaction:
                 continue
             elif self.is_at(entry.path, entry.after):
                 self._put(entry.path, entry.before)
+            elif (mended := mend(self.tree.state(at, CONTENT_LIMIT), (entry,))) is not None:
+                self.tree.put(at, mended)
             else:
                 left.append(entry.path)
         return left
@@ -159,6 +165,19 @@ class Transaction:
             ) from error
         if committed and isinstance(error, OSError):
             raise RocmPatchError(f"it was done, but the disk did not confirm it: {_words(error)}", "run 'rocm-patch status'") from error
+
+
+def mend(now: State, entries: Sequence[Entry]) -> State | None:
+    """A file of others less our lines in it; None where it is no such file, or our lines are not there as we wrote them."""
+    if now.kind != "file" or not all(entry.line for entry in entries):
+        return None
+    data = now.data
+    for entry in entries:
+        less = without_line(data, entry.line)
+        if less is None:
+            return None
+        data = less
+    return ABSENT if not data and entries[-1].before.kind == "absent" else dataclasses.replace(now, data=data)
 
 
 def close(journal: Journal, opened: Record) -> list[str]:
@@ -225,6 +244,13 @@ def compose(journal: Journal, selected: Sequence[Record]) -> Undoing:
                 current, goal, source = entry.before, entry.before, record
         if current is None and all(entry.generated for _, entry in steps):
             stale.append(path)
+            continue
+        whole = journal.tree.state(journal.ground.at(path), CONTENT_LIMIT) if current is None else ABSENT
+        mended = mend(whole, [entry for _, entry in steps])
+        if mended is not None and now is not None:
+            contents[now.sha256] = whole.data
+            contents[digest(mended.data)] = mended.data
+            entries.append(Entry(path, now, shape_of(mended)))
             continue
         foreign = [path] if current is None else []
         if not foreign and now is not None and now.kind == "grown":
