@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 import time
@@ -149,10 +150,18 @@ def apply_scope(
         made = journal.made() if journal.exists else [*journal.tree.missing_folders(ground.state), ground.state]
         script = undo.script(record, ground, made, contents, finished=False)
 
+        busy = [part for part in parts if any(change in wanted for change in part.changes)]
+        watch = contextlib.ExitStack()
+
+        def ready(path: str) -> None:
+            for part in busy:
+                for change in part.changes:
+                    if change.path == path and part.kind.prepare is not None:
+                        part.kind.prepare(part.steps, change, Work(ground, journal.tree, tables, transaction, journal.lock, say, watch))
+
         def finish(draft: Record) -> Record:
-            work = Work(ground, journal.tree, tables, transaction, journal.lock, say)
+            work = Work(ground, journal.tree, tables, transaction, journal.lock, say, watch)
             verified = list[str]()
-            busy = [part for part in parts if any(change in wanted for change in part.changes)]
             generated = [change for part in busy for change in part.kind.activate(part.steps, part.changes, work)]
             draft = _put_generated(journal, draft, generated, made, contents)
             for part in busy:
@@ -163,7 +172,8 @@ def apply_scope(
             receipt = Receipt(transaction, "applied", changed, (), needs, tuple(verified), _undo_path(ground, transaction))
             return dataclasses.replace(grown_up, receipt=receipt)
 
-        done = Transaction(journal, record).run(contents, script, finish)
+        with watch:
+            done = Transaction(journal, record, ready).run(contents, script, finish)
         assert done.receipt is not None  # noqa: S101  # finish has just put it there
         return done.receipt
 
@@ -214,7 +224,7 @@ def _entries(wanted: Sequence[Change], look: Look, transaction: str) -> tuple[tu
             raise RefusedError(f"{change.path} is a device, a socket or a pipe; it is not ours to replace") from error
         if change.grown:
             after = Shape("grown", after.mode, after.uid, after.gid, "", transaction)
-        entries.append(Entry(change.path, before, after))
+        entries.append(Entry(change.path, before, after, line=change.line))
     return (*folders.values(), *entries), contents
 
 
@@ -279,6 +289,9 @@ def rollback_scope(
         if not selected:
             return Receipt("", "nothing to undo", (), (), "", (), "")
         _check_order(active, selected)
+        for kind, mine in _by_kind(selected, tables, kinds):
+            if kind.release is not None:
+                kind.release(mine, Look(ground, journal.tree, tables, tuple(reversed(active))))
         undoing = compose(journal, selected)
         newest = selected[0].transaction
         if not undoing.undoes and not undoing.entries:
@@ -318,13 +331,13 @@ def _generated_again(
         return []
     work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True)
     changes = tuple(Change(path, journal.tree.state(ground.at(path), CONTENT_LIMIT)) for path in stale)
-    steps = [step for record in selected for step in record.steps]
-    found = list[Change]()
-    for kind in kinds:
-        mine = tuple(step for step in steps if step.remedy in tables.remedies and tables.remedies[step.remedy].kind == kind.name)
-        if mine:
-            found += kind.activate(mine, changes, work)
-    return found
+    return [change for kind, mine in _by_kind(selected, tables, kinds) for change in kind.activate(mine, changes, work)]
+
+
+def _by_kind(selected: Sequence[Record], tables: Tables, kinds: Sequence[Kind]) -> list[tuple[Kind, tuple[Step, ...]]]:
+    steps = [step for record in selected for step in record.steps if step.remedy in tables.remedies]
+    parts = [(kind, tuple(step for step in steps if tables.remedies[step.remedy].kind == kind.name)) for kind in kinds]
+    return [(kind, mine) for kind, mine in parts if mine]
 
 
 def _check_order(active: Sequence[Record], selected: Sequence[Record]) -> None:
@@ -399,7 +412,7 @@ def _by_its_own_words(ground: Ground, journal: Journal) -> tuple[ManagedFile, ..
     now = journal.tree.state(ground.at(path))
     if now.kind == "absent":
         return ()
-    return (ManagedFile(path, "as left" if environment.reads_as_ours(now, ground.scope) else "changed"),)
+    return (ManagedFile(path, "as left" if environment.reads_as_ours(now, "shell" if ground.scope == "system" else "conf") else "changed"),)
 
 
 __all__ = [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rocm_patch.changes.places import Ground
@@ -57,6 +58,8 @@ class Change:
     path: str
     after: State
     grown: bool = False
+    line: str = ""
+    """In a file of others: the one line of ours, without its end. Where they changed the rest since, it is taken out alone."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Work:
     lock: int
     """Descriptor of the journal's lock. Long-lived children inherit it: recovery waits for them."""
     say: Callable[[str], None]
+    watch: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
+    """Closed when the transaction has come to its end, one way or the other: for what shall not outlive it."""
     back: bool = False
     """True in a rollback: the before-states are in place again, and what was generated from ours is made anew."""
 
@@ -92,6 +97,8 @@ class Held:
     """What there is to know besides: at the next login, after a restart, somebody else's file wins."""
 
 
+Prepare = Callable[[Sequence[Step], Change, Work], None]
+Release = Callable[[Sequence[Step], Look], None]
 Confirm = Callable[[Sequence[Step], Look], tuple[Step, ...]]
 InForce = Callable[[Sequence[Step], Look], tuple[Held, ...]]
 
@@ -109,6 +116,9 @@ class Kind:
     in_force: what the running system shows of each value of ours. `steps` are this kind's in force in one scope; empty where
         the journal is closed to this user (`look.journal_read`): the words of our own files must then do. Reads only, as any
         user, and only what lies in the root; nothing live (/sys, /proc, this process) unless `look.ground.live`.
+    prepare: called just before a path of this kind is changed, with all before it in the order of applying in place and durable;
+        RocmPatchError stops the transaction, and everything is taken back.
+    release: whether these steps may be taken back now; RefusedError if somebody uses what would go.
     confirm: for what is on trial, the steps that make it permanent; RefusedError if the trial was not passed.
     """
 
@@ -120,4 +130,6 @@ class Kind:
     activate: Callable[[Sequence[Step], Sequence[Change], Work], tuple[Change, ...]]
     verify: Callable[[Sequence[Step], Sequence[Change], Work], tuple[str, ...]]
     confirm: Confirm | None = None
+    prepare: Prepare | None = None
+    release: Release | None = None
     in_force: InForce | None = None
