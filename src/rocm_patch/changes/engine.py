@@ -307,7 +307,7 @@ def rollback_scope(
             changed = tuple(
                 entry.path for entry in draft.entries if entry.before.kind != "folder" and transaction.is_at(entry.path, entry.after)
             )  # fmt: skip
-            verified = tuple(f"{path}: as it was" for path in changed)
+            verified = (*(f"{path}: as it was" for path in changed), *_seen_back(selected, ground, journal, name, tables, kinds, say))
             outcome = "partly rolled back" if undoing.left else "rolled back"
             receipt = Receipt(newest, outcome, changed, undoing.left, _needs(selected, tables, kinds) if changed else "", verified, "")  # type: ignore[arg-type]
             return dataclasses.replace(draft, receipt=receipt)
@@ -327,11 +327,17 @@ def _generated_again(
     stale: Sequence[str], selected: Sequence[Record], ground: Ground, journal: Journal, name: str, tables: Tables, kinds: Sequence[Kind], say: Say
 ) -> list[Change]:  # fmt: skip
     """Somebody generated these from our files: once those are gone it is done once more."""
-    if not stale:
-        return []
     work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True)
     changes = tuple(Change(path, journal.tree.state(ground.at(path), CONTENT_LIMIT)) for path in stale)
-    return [change for kind, mine in _by_kind(selected, tables, kinds) for change in kind.activate(mine, changes, work)]
+    asked = [(kind, mine) for kind, mine in _by_kind(selected, tables, kinds) if stale or kind.asked_back]
+    return [change for kind, mine in asked for change in kind.activate(mine, changes, work)]
+
+
+def _seen_back(
+    selected: Sequence[Record], ground: Ground, journal: Journal, name: str, tables: Tables, kinds: Sequence[Kind], say: Say
+) -> list[str]:  # fmt: skip
+    work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True)
+    return [line for kind, mine in _by_kind(selected, tables, kinds) if kind.asked_back for line in kind.verify(mine, (), work)]
 
 
 def _by_kind(selected: Sequence[Record], tables: Tables, kinds: Sequence[Kind]) -> list[tuple[Kind, tuple[Step, ...]]]:

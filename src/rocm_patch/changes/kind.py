@@ -111,8 +111,10 @@ class Kind:
     render: the paths and contents that all steps of this kind come to. Pure: reads, never writes.
     activate: make the new files count, after they are in place. Returns files that the system's own tools generate from
         them (an initramfs, a boot menu), made aside and not yet in place: the engine journals them and puts them there last.
-        In a rollback it is asked again only if somebody has generated such a file since.
-    verify: lines that say what was seen to hold; RocmPatchError if it does not.
+        In a rollback it is asked again if somebody has generated such a file since; with `asked_back` in every rollback.
+    verify: lines that say what was seen to hold; RocmPatchError if it does not. With `asked_back` after a rollback as well.
+    asked_back: others may have put our change into files of theirs that no record knows (the initramfs of a kernel that came
+        since), so that a rollback looks whether these have to be made anew.
     in_force: what the running system shows of each value of ours. `steps` are this kind's in force in one scope; empty where
         the journal is closed to this user (`look.journal_read`): the words of our own files must then do. Reads only, as any
         user, and only what lies in the root; nothing live (/sys, /proc, this process) unless `look.ground.live`.
@@ -133,3 +135,4 @@ class Kind:
     prepare: Prepare | None = None
     release: Release | None = None
     in_force: InForce | None = None
+    asked_back: bool = False
