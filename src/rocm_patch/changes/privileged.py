@@ -23,7 +23,8 @@ NAME: Final = "rocm-patch-root.pyz"
 MODULES: Final = (
     "__init__.py", "errors.py", "model.py", "codec.py", "root.py", "run.py", "apply.py", "knowledge/__init__.py",
     "changes/__init__.py", "changes/autoload.py", "changes/autoload_parts.py",
-    "changes/elevate.py", "changes/engine.py", "changes/environment.py", "changes/grown.py",
+    "changes/elevate.py", "changes/engine.py", "changes/environment.py", "changes/environment_check.py",
+    "changes/environment_places.py", "changes/environment_text.py", "changes/grown.py",
     "changes/journal.py", "changes/kind.py", "changes/places.py", "changes/privileged.py", "changes/record.py",
     "changes/transaction.py", "changes/undo.py", "changes/venv.py",
 )  # fmt: skip
