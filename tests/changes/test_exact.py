@@ -281,6 +281,21 @@ def test_only_the_edited_file_is_left(root):
     assert now == before
 
 
+def test_an_edit_between_two_of_our_changes_stands_there_again(root):
+    """The second plan started from the user's edit of what the first one had written; the edit is what stays."""
+    do_apply(root, CASES["five"])
+    path = Path(f"{root}/etc/four.cfg")
+    path.write_text("edited between\n")
+    do_apply(root, (Step("five", "system", {"variant": ("b",)}),))
+    assert path.read_text() == "four b\n"
+    (receipt,) = do_rollback(root)
+    assert (receipt.outcome, receipt.left) == ("partly rolled back", ("/etc/four.cfg",))
+    assert path.read_text() == "edited between\n"
+    assert not os.path.exists(f"{root}/etc/new.d")
+    (scope,) = status(Locations(root))
+    assert len(scope.transactions) == 1  # the first: its copy of what the user had before is kept
+
+
 def test_a_drop_in_that_its_owner_deleted_can_be_applied_again(root):
     before = snapshot(root)
     do_apply(root, ENVIRONMENT_STEPS[:1])

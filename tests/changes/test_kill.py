@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from changes_support import CASES, DieAt, Killed, Truth, clone, do_apply, do_recover, prepare
+from changes_support import CASES, DieAt, Killed, Truth, clone, count_operations, do_apply, do_recover, prepare
 
 import rocm_patch
 from rocm_patch.errors import RefusedError
@@ -166,7 +166,9 @@ def begin(verb, case, scratch):
         do_apply(root, CASES[case])
     elif verb == "recover":
         with pytest.raises(Killed):
-            do_apply(root, CASES[case], DieAt(52 if case == "five" else 28))
+            do_apply(
+                root, CASES[case], DieAt(count_operations(lambda observe: do_apply(prepare(f"{scratch}/counted"), CASES[case], observe)) * 4 // 5)
+            )
         assert os.path.exists(f"{root}/var/lib/rocm-patch/plan")
     return root
 

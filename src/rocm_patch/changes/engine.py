@@ -395,7 +395,19 @@ class ScopeStatus:
 
 
 def status_scope(ground: Ground) -> ScopeStatus:
-    """Read the journal without the lock; nothing is written."""
+    """Read the journal without the lock; nothing is written.
+
+    Raises:
+        RocmPatchError: it cannot be read.
+    """
+    try:
+        return _status(ground)
+    except OSError as error:
+        where = error.filename or ground.on_machine(ground.state)
+        raise RocmPatchError(f"what is in force cannot be told: {error.strerror or error}: {where}") from error
+
+
+def _status(ground: Ground) -> ScopeStatus:
     journal = Journal(ground)
     try:
         opened, active = journal.open_record(), journal.active()

@@ -236,10 +236,12 @@ def compose(journal: Journal, selected: Sequence[Record]) -> Undoing:
         steps = [(record, entry) for record in selected for entry in record.entries if entry.path == path]
         now, goal, source = _now(journal, path, steps[0]), None, None
         current = now
+        matched = 0
         for record, entry in steps:
             if current is None or not (_same(current, entry.after) or _same(current, entry.before)):
                 current = None
                 break
+            matched += 1
             if _same(current, entry.after) and not _same(entry.after, entry.before):
                 current, goal, source = entry.before, entry.before, record
         if current is None and all(entry.generated for _, entry in steps):
@@ -262,8 +264,9 @@ def compose(journal: Journal, selected: Sequence[Record]) -> Undoing:
             foreign = [path, *(f"{path}/{name}" for name in names[:STRANGERS_NAMED])] if names else []
         if foreign:
             left += foreign
-            spoiled |= {record.transaction for record, _ in steps}
-        elif goal is not None and source is not None and now is not None:
+            spoiled |= {record.transaction for record, _ in steps[matched if current is None else 0 :]}
+        # Somebody changed it between two of ours: the newer ones go, and theirs stands there again. It used to stay as the newest left it.
+        if (not foreign or (current is None and matched)) and goal is not None and source is not None and now is not None:
             if now.kind == "file":
                 contents[now.sha256] = journal.tree.state(journal.ground.at(path), CONTENT_LIMIT).data
             if goal.kind == "file":
