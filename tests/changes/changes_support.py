@@ -11,7 +11,7 @@ from types import MappingProxyType
 from rocm_patch.apply import apply, facts, recover, rollback
 from rocm_patch.changes import KINDS, Locations, grown
 from rocm_patch.changes.journal import is_transaction
-from rocm_patch.changes.kind import Change, Kind
+from rocm_patch.changes.kind import Change, Kind, Work
 from rocm_patch.model import SCHEMA, Condition, Plan, RemedyRow, SettingRow, Step
 from rocm_patch.root import ABSENT, State
 
@@ -86,13 +86,20 @@ def _render_made(steps, look):
 
 def generate(work):
     """What a tool of the system would do: everything that is there, in one file. The menu is there before, the image is not."""
-    state = work.tree.state(work.ground.at("/etc/made.conf"))
+    state, kernels = work.tree.state(work.ground.at("/etc/made.conf")), work.tree.state("boot/kernels")
     old = work.tree.state("boot/menu.cfg")
-    text = b"menu\n" + (state.data if state.kind == "file" else b"")
+    text = b"menu\n" + kernels.data + (state.data if state.kind == "file" else b"")
     return (
         Change("/boot/image", State("file", 0o600, os.geteuid(), os.getegid(), text * 50) if state.kind == "file" else ABSENT),
         Change("/boot/menu.cfg", State("file", old.mode, old.uid, old.gid, text)),
     )
+
+
+def regenerate(root):
+    """The same tool, run by somebody else."""
+    ground = Locations(str(root)).ground("system")
+    for change in generate(Work(ground, ground.tree(), TABLES, "", -1, print)):
+        ground.tree().put(ground.at(change.path), change.after)
 
 
 MADE = Kind("made", ("system",), "reboot", lambda step, tables: None, _render_made, lambda _s, _c, work: generate(work), lambda *_: ("made",))
