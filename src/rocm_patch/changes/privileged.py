@@ -27,6 +27,10 @@ MODULES: Final = (
     "changes/environment_places.py", "changes/environment_text.py", "changes/grown.py",
     "changes/journal.py", "changes/kind.py", "changes/places.py", "changes/privileged.py", "changes/record.py",
     "changes/transaction.py", "changes/undo.py", "changes/venv.py",
+    "changes/boot_loaders.py", "changes/cmdline.py", "changes/cmdline_trial.py", "changes/grub_compare.py", "changes/grub_environment.py", "changes/grub_generate.py",
+    "changes/custom_menu.py", "changes/grub_menu.py", "changes/image_owners.py", "changes/initramfs.py",
+    "changes/initramfs_entry.py", "changes/kernel_parameters.py", "changes/modprobe.py", "changes/modprobe_config.py", "changes/system_tools.py", "changes/unpack.py",
+    "changes/guard.py", "changes/preflight.py", "changes/preload.py",
 )  # fmt: skip
 """All that root runs of ours; a test compares this with what is imported."""
 _MAIN: Final = "from rocm_patch.apply import privileged_main\n\nraise SystemExit(privileged_main())\n"
