@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NoReturn
 
 from rocm_patch import codec, knowledge
-from rocm_patch.changes import KINDS, Kind, Locations, Tables, elevate, engine, facts, preview, privileged
+from rocm_patch.changes import KINDS, Kind, Locations, Tables, confirming, elevate, engine, facts, preview, privileged
 from rocm_patch.changes.engine import ManagedFile, ScopeStatus
 from rocm_patch.changes.journal import Journal, is_transaction
 from rocm_patch.changes.transaction import recover as recover_journal
@@ -105,6 +105,29 @@ def _by_root(plan: Plan, locations: Locations, tables: Tables, kinds: Sequence[K
         return ""
     found = engine.preview_scope(steps, ground, tables, kinds)
     return "change" if any(before != after for _, before, after in found) else "satisfied"
+
+
+def confirm(
+    locations: Locations,
+    *,
+    tables: Tables | None = None,
+    kinds: Sequence[Kind] = KINDS,
+    say: engine.Say = _say,
+    zipapp: str = privileged.INSTALLED,
+) -> tuple[Receipt, ...]:
+    """Make permanent what is on trial and came up well. Only what starts a machine can be on trial: system scope.
+
+    Raises:
+        RefusedError: nothing is on trial, the trial was not passed, or this is not the machine itself.
+        RocmPatchError: it failed; everything is as before.
+    """
+    privileged.refuse_sudo()
+    tables = tables or knowledge.load()
+    ground = locations.ground("system")
+    if not elevate.may_write(ground, []):
+        return (elevate.ask_root(Receipt, locations, zipapp, "confirm"),)
+    with _readable():
+        return (confirming.confirm_scope(ground, kinds, tables, transaction=engine.new_transaction(), say=say),)
 
 
 # ------------------------------------------------------------------ rollback, recover, status
@@ -247,7 +270,7 @@ def _cut_off() -> None:
 
 def _serve(argv: list[str]) -> Receipt | ScopeStatus:
     words = _Words(prog=privileged.NAME, add_help=False, allow_abbrev=False)
-    words.add_argument("verb", choices=("apply", "rollback", "recover", "status"))
+    words.add_argument("verb", choices=("apply", "confirm", "rollback", "recover", "status"))
     words.add_argument("--root", required=True)
     words.add_argument("--transaction", action="append", default=[])
     given = words.parse_args(argv)
@@ -269,6 +292,8 @@ def _serve(argv: list[str]) -> Receipt | ScopeStatus:
             _check_plan(plan, locations, tables, KINDS)
             name = given.transaction[0] if given.transaction else engine.new_transaction()
             return engine.apply_scope(plan.steps, plan.facts, ground, tables=tables, kinds=KINDS, transaction=name, say=_say)
+        if given.verb == "confirm":
+            return confirming.confirm_scope(ground, KINDS, tables, transaction=engine.new_transaction(), say=_say)
         if given.verb == "rollback":
             return engine.rollback_scope(ground, KINDS, tables, given.transaction, say=_say)
         if given.verb == "recover":
@@ -283,4 +308,4 @@ class _Words(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-__all__ = ["Locations", "ManagedFile", "ScopeStatus", "apply", "facts", "how_to_remove", "preview", "recover", "rollback", "status"]
+__all__ = ["Locations", "ManagedFile", "ScopeStatus", "apply", "confirm", "facts", "how_to_remove", "preview", "recover", "rollback", "status"]

@@ -231,6 +231,8 @@ def _entries(wanted: Sequence[Change], look: Look, transaction: str) -> tuple[tu
 def _put_generated(journal: Journal, draft: Record, generated: Sequence[Change], made: list[str], contents: dict[str, bytes]) -> Record:
     """Second half of a transaction: what tools of the system made from the files in place. Journalled, then put there, boot last."""
     entries = list[Entry]()
+    if len({change.path for change in generated}) != len(generated):
+        raise RefusedError("two steps of the plan make the same file anew", "apply them one after the other, each with a plan of its own")
     for change in generated:
         now = journal.tree.state(journal.ground.at(change.path), CONTENT_LIMIT)
         if now != change.after:
