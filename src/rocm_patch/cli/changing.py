@@ -1,4 +1,4 @@
-"""Verbs that change something and take it back: plan, apply, status, rollback, recover."""
+"""Verbs that change something and take it back: plan, apply, confirm, status, rollback, recover."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VenvPythonOption = Annotated[str, typer.Option("--venv-python", help="Make the e
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command."""
-    for function in (plan, apply, status, rollback, recover):
+    for function in (plan, apply, confirm, status, rollback, recover):
         app.command()(function)
 
 
@@ -225,6 +225,18 @@ def apply(
 
 def _read(file: str) -> bytes:
     return sys.stdin.buffer.read(1 << 20) if file == "-" else read_input(file, 1 << 20, "make one with: rocm-patch plan -o plan.json")
+
+
+@verb
+def confirm(root: RootOption = "/", yes: YesOption = False, as_json: JsonOption = False) -> None:
+    """Make permanent what is on trial since the last restart, if the machine came up well with it."""
+    from rocm_patch import apply as door
+
+    where = locations_of(root)
+    if not confirmed("Make permanent what is on trial?", yes):
+        sys.stderr.write("nothing was changed\n")
+        raise SystemExit(EXIT_REFUSED)
+    raise SystemExit(finish(door.confirm(where), where, as_json))
 
 
 @verb
