@@ -101,7 +101,11 @@ class Journal:
     # ------------------------------------------------------------------ birth and burial of the state folder
 
     def create(self) -> None:
-        """Make the state folder and what is missing above it, in one rename, and lock it."""
+        """Make the state folder and what is missing above it, in one rename, and lock it.
+
+        Raises:
+            RefusedError: another run was faster.
+        """
         for _ in range(ATTEMPTS):
             if self.exists:
                 return
@@ -113,6 +117,12 @@ class Journal:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
                 self._take()
+                if self.exists:
+                    # All that we looked at is from before that run. Going on, we found its files in our way, and taking
+                    # ourselves back we took back its change as well: it had written just what we were about to write.
+                    self._drop()
+                    where = self.ground.on_machine(self.folder)
+                    raise RefusedError(f"another run has just finished its work with {where}", "look at 'rocm-patch status', and make a new plan")
         if not self.exists:
             raise RocmPatchError(f"the journal's folder {self.ground.on_machine(self.folder)} cannot be made")
 
@@ -377,12 +387,18 @@ def _check_owner(descriptor: int, path: str) -> None:
 
 
 def _lock(descriptor: int, path: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        who = _holder(descriptor)
-        by = f" (process {who})" if who else ""
-        raise RefusedError(f"another run{by} is at work with {path}", "wait for it, or end it, and try again") from error
+    who = ""
+    for _ in range(ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            who = _holder(descriptor)
+        if who:
+            break
+        # Let go between our two looks: one race of four for a new journal named nobody.
+    by = f" (process {who})" if who else ""
+    raise RefusedError(f"another run{by} is at work with {path}", "wait for it, or end it, and try again")
 
 
 def _holder(descriptor: int) -> str:
