@@ -121,8 +121,8 @@ class Journal:
                     # All that we looked at is from before that run. Going on, we found its files in our way, and taking
                     # ourselves back we took back its change as well: it had written just what we were about to write.
                     self._drop()
-                    where = self.ground.on_machine(self.folder)
-                    raise RefusedError(f"another run has just finished its work with {where}", "look at 'rocm-patch status', and make a new plan")
+                    what = f"another run has just finished its work with {self.ground.on_machine(self.folder)}"
+                    raise RefusedError(what, "look at 'rocm-patch status', and make a new plan") from error
         if not self.exists:
             raise RocmPatchError(f"the journal's folder {self.ground.on_machine(self.folder)} cannot be made")
 
