@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import shutil
 import stat
@@ -41,6 +43,7 @@ class Tables:
                 "words": remedy("words", "manual", ()),
                 "made": remedy("made", "made", ("word",)),
                 "grow": remedy("grow", "grow", ()),
+                "preload": remedy("preload", "preload", ("library", "sha256")),
             }
         )
     )
@@ -126,7 +129,10 @@ def _fill(steps, changes, work):
 
 
 GROW = Kind("grow", ("system",), "reboot", lambda step, tables: None, _render_grow, _fill, lambda *_: ("grown",))
-TEST_KINDS = (*KINDS, FIVE, GROW, MADE)
+LIBRARY = b"bytes of a library\n"
+UNTRIED = {"preload": {"prepare": None}}
+"""Kinds that run programs of the root before they write: these roots have none, and what is swept here is the writing."""
+TEST_KINDS = (*(dataclasses.replace(kind, **UNTRIED.get(kind.name, {})) for kind in KINDS), FIVE, GROW, MADE)
 FIVE_STEPS = (Step("five", "system", {"variant": ("a",)}),)
 ENVIRONMENT_STEPS = (
     Step("drop", "system", {"unset": ("HSA_OVERRIDE_GFX_VERSION=10.3.0",)}),
@@ -134,7 +140,10 @@ ENVIRONMENT_STEPS = (
 )
 MADE_STEPS = (Step("made", "system", {"word": ("quiet",)}),)
 GROW_STEPS = (Step("grow", "system", {}),)
-CASES = {"five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS, "grown": GROW_STEPS}
+PRELOAD_STEPS = (Step("preload", "system", {"library": ("/srv/libx.so",), "sha256": (hashlib.sha256(LIBRARY).hexdigest(),)}),)
+CASES = {
+    "five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS, "grown": GROW_STEPS, "preload": PRELOAD_STEPS,
+}  # fmt: skip
 """Every kind of change that system scope has, and three that only test the engine; the sweeps run over all of them."""
 OWN_CASES = ("five", "generated", "grown")
 
@@ -148,8 +157,10 @@ def needs_of(case):
 
 def prepare(root):
     """A root as small as these plans need, with one file of odd mode and one link that must survive."""
-    for folder in ("boot", "etc/modprobe.d", "etc/profile.d", "var"):
+    for folder in ("boot", "etc/modprobe.d", "etc/profile.d", "srv", "var"):
         os.makedirs(f"{root}/{folder}")
+    with open(f"{root}/srv/libx.so", "wb") as file:
+        file.write(LIBRARY)
     with open(f"{root}/boot/menu.cfg", "wb") as file:
         file.write(b"menu\n")
     for name, data, mode in (("four.cfg", OLD_FOUR, 0o640), ("five.conf", OLD_FIVE, 0o604), ("profile.d/other.sh", b"export A=1\n", 0o644)):
