@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import time
 from pathlib import Path
 
 import pytest
-from changes_support import do_recover, managed, snapshot
+from changes_support import LIBRARY, PRELOAD_STEPS, do_apply, do_recover, do_rollback, managed, prepare, snapshot
+from power_loss import Disk
 from preload_support import BAD, ENTRY, FATAL, SOURCES, build_root, do, library, needs_compiler, needs_root, step, target
 
 import rocm_patch
@@ -176,6 +178,31 @@ def test_the_entry_is_never_without_its_library(tmp_path):
     rollback(Locations(str(root), observe=log.append), everything=True)
     gone = [item.path for item in log if item.call == "unlink"]
     assert gone.index(ENTRY) < gone.index(target(given)[1:])
+
+
+@pytest.mark.parametrize("verb", ["apply", "rollback"])
+def test_no_power_loss_leaves_an_entry_without_its_library(verb, scratch):
+    """P1: whatever a disk may hold when the power is back, an entry that it holds names a library that is whole."""
+    root, log, states, entries = prepare(f"{scratch}/run"), [], 0, 0
+    if verb == "rollback":
+        do_apply(root, PRELOAD_STEPS)
+    disk = Disk.of(root)
+    (do_apply(root, PRELOAD_STEPS, log.append) if verb == "apply" else do_rollback(root, log.append))
+    for number in range(len(log) + 1):
+        for word, names, content in disk.outcomes():
+            disk.write(names, content, f"{scratch}/left")
+            states += 1
+            entry = Path(scratch, "left", ENTRY)
+            for path in preload.words_of(entry.read_bytes()) if entry.exists() else ():
+                entries += 1
+                there = Path(scratch, "left", path.decode()[1:])
+                assert there.exists(), f"{verb}, after {number} primitives, {word}"
+                assert there.read_bytes() == LIBRARY, f"{verb}, after {number} primitives, {word}"
+            shutil.rmtree(f"{scratch}/left")
+        if number < len(log):
+            disk.do(log[number])
+    print(f"power loss, {verb}: {states} states, {entries} with an entry, each with its library whole")
+    assert entries > 20
 
 
 SOURCES_REFUSED = {
