@@ -34,8 +34,8 @@ class Maker:
     program: str
     marks: tuple[str, ...]
     """Names that only its images hold."""
-    words: Callable[[str, str], tuple[str, ...]]
-    """Its arguments for (file to write, kernel version)."""
+    words: Callable[[str, str, tuple[str, ...]], tuple[str, ...]]
+    """Its arguments for (file to write, kernel version, files of ours that are there)."""
     by_hand: Callable[[str, str], str]
     """What a user types for (image, kernel version)."""
     reads: tuple[str, ...]
@@ -45,17 +45,19 @@ class Maker:
 MAKERS: Final = (
     Maker(
         "initramfs-tools", "/usr/sbin/mkinitramfs", ("conf/initramfs.conf", "scripts/functions"),
-        lambda out, kernel: ("-o", out, kernel), lambda _, kernel: f"update-initramfs -u -k {kernel}",
+        lambda out, kernel, _: ("-o", out, kernel), lambda _, kernel: f"update-initramfs -u -k {kernel}",
         ("/etc/initramfs-tools", "/etc/initramfs-tools/hooks", "/usr/share/initramfs-tools", "/usr/share/initramfs-tools/hooks"),
     ),
     Maker(
         "dracut", "/usr/bin/dracut", ("usr/lib/dracut/build-parameter.txt", "lib/dracut/build-parameter.txt", "usr/lib/dracut/dracut-010.txt"),
-        lambda out, kernel: ("--force", out, kernel), lambda image, kernel: f"dracut --force {image} {kernel}",
+        # An image for any host (hostonly=no) is made without /etc/modprobe.d: our file has to be named.
+        lambda out, kernel, ours: ("--force", *(word for file in ours for word in ("--install", file)), out, kernel),
+        lambda image, kernel: f"dracut --force {image} {kernel}",
         ("/etc/dracut.conf", "/etc/dracut.conf.d", "/usr/lib/dracut", "/usr/lib/dracut/modules.d"),
     ),
     Maker(
         "mkinitcpio", "/usr/bin/mkinitcpio", ("init_functions", "buildconfig"),
-        lambda out, kernel: ("-k", kernel, "-g", out), lambda *_: "mkinitcpio -P",
+        lambda out, kernel, _: ("-k", kernel, "-g", out), lambda *_: "mkinitcpio -P",
         ("/etc/mkinitcpio.conf", "/etc/mkinitcpio.conf.d", "/etc/initcpio", "/usr/lib/initcpio", "/usr/lib/initcpio/install"),
     ),
 )  # fmt: skip
@@ -157,7 +159,7 @@ def _renewed(work: Work, file: str, image: Image) -> Iterator[Change]:
     copy = f"{image.path}{COPY}"
     _check_space(work, image.path, len(old.data))
     work.say(f"{image.maker.name} makes {image.path} anew; this takes a minute")
-    made = _make(work, image)
+    made = _make(work, image, (file,) if _wanted(work, file) is not None else ())
     _check(look_into(State("file", data=made), image.path, image.kernel, file), image, _wanted(work, file), len(made), len(old.data))
     # The first copy stays: it is the image without anything of ours.
     if not work.back and work.tree.state_kind(work.ground.at(copy)) == "absent":
@@ -190,11 +192,11 @@ def _check_space(work: Work, path: str, size: int) -> None:
         )
 
 
-def _make(work: Work, image: Image) -> bytes:
+def _make(work: Work, image: Image, ours: tuple[str, ...]) -> bytes:
     assert image.maker is not None  # noqa: S101  # hindrance said so
     # In the transaction's own folder, which nobody else can enter and recovery clears whatever happens.
     inside = f"{work.ground.state}/{work.transaction}/image"
-    argv = [image.maker.program, *image.maker.words(work.ground.on_machine(inside), image.kernel)]
+    argv = [image.maker.program, *image.maker.words(work.ground.on_machine(inside), image.kernel, ours)]
     try:
         ended = system_tools.run_there(work.ground, argv, timeout=TIMEOUT, keep=(work.lock,))
         made = work.tree.state(inside, CONTENT_LIMIT)

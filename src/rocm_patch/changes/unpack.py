@@ -49,13 +49,17 @@ def expand(data: bytes) -> bytes:
         RocmPatchError: nothing here can read the scheme; names what is missing.
     """
     scheme, limit = scheme_of(data), min(LIMIT, max(RATIO * len(data), FLOOR))
+    whole = True
     try:
         if scheme == "gzip":
-            expanded = zlib.decompressobj(wbits=31).decompress(data, limit + 1)
+            stream = zlib.decompressobj(wbits=31)
+            expanded, whole = stream.decompress(data, limit + 1), stream.eof
         elif scheme in ("xz", "lzma"):
-            expanded = lzma.LZMADecompressor(memlimit=256 << 20).decompress(data, limit + 1)
+            decoder = lzma.LZMADecompressor(memlimit=256 << 20)
+            expanded, whole = decoder.decompress(data, limit + 1), decoder.eof
         elif scheme == "bzip2":
-            expanded = bz2.BZ2Decompressor().decompress(data, limit + 1)
+            blocks = bz2.BZ2Decompressor()
+            expanded, whole = blocks.decompress(data, limit + 1), blocks.eof
         elif scheme:
             expanded = _by_program(scheme, data, limit)
         else:
@@ -64,6 +68,8 @@ def expand(data: bytes) -> bytes:
         raise FormatError(f"it begins as {scheme} and is damaged: {error}") from error
     if len(expanded) > limit:
         raise FormatError(f"it becomes more than {limit} bytes when it is expanded")
+    if not whole:
+        raise FormatError(f"it begins as {scheme} and is cut off")
     return expanded
 
 
