@@ -44,6 +44,8 @@ class Tables:
                 "made": remedy("made", "made", ("word",)),
                 "grow": remedy("grow", "grow", ()),
                 "preload": remedy("preload", "preload", ("library", "sha256")),
+                "iommu-passthrough": remedy("iommu-passthrough", "cmdline", ("stage",)),
+                "amdgpu-kernel-word": remedy("amdgpu-kernel-word", "cmdline", ("word", "stage")),
             }
         )
     )
@@ -54,6 +56,7 @@ class Tables:
                 "MIOPEN_FIND_MODE": SettingRow("MIOPEN_FIND_MODE", "environment", "", "FAST|2", "", ()),
                 "MIOPEN_DEBUG_CONV_GEMM": SettingRow("MIOPEN_DEBUG_CONV_GEMM", "environment", "", "0", "1", ()),
                 "amdgpu.noretry": SettingRow("amdgpu.noretry", "module", "", "0", "", ()),
+                "iommu": SettingRow("iommu", "kernel", "", "pt", "", ()),
             }
         )
     )
@@ -141,8 +144,11 @@ ENVIRONMENT_STEPS = (
 MADE_STEPS = (Step("made", "system", {"word": ("quiet",)}),)
 GROW_STEPS = (Step("grow", "system", {}),)
 PRELOAD_STEPS = (Step("preload", "system", {"library": ("/srv/libx.so",), "sha256": (hashlib.sha256(LIBRARY).hexdigest(),)}),)
+CMDLINE_STEPS = (Step("iommu-passthrough", "system", {"stage": ("direct",)}),)
+TRIAL_STEPS = (Step("iommu-passthrough", "system", {"stage": ("trial",)}),)
 CASES = {
     "five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS, "grown": GROW_STEPS, "preload": PRELOAD_STEPS,
+    "cmdline": CMDLINE_STEPS, "trial": TRIAL_STEPS,
 }  # fmt: skip
 """Every kind of change that system scope has, and three that only test the engine; the sweeps run over all of them."""
 OWN_CASES = ("five", "generated", "grown")
@@ -153,6 +159,32 @@ def needs_of(case):
     by_name = {kind.name: kind.needs for kind in TEST_KINDS}
     needs = {by_name[TABLES.remedies[step.remedy].kind] for step in CASES[case]}
     return "reboot" if "reboot" in needs else "login" if "login" in needs else ""
+
+
+BOOT_MENU = b"""load_env
+if [ "${next_entry}" ] ; then
+   set default="${next_entry}"
+   set next_entry=
+   save_env next_entry
+else
+   set default="0"
+fi
+menuentry 'A system' --class os $menuentry_id_option 'simple' {
+\tlinux\t/vmlinuz root=/dev/vda1 ro quiet
+\tinitrd\t/initrd.img
+}
+source $prefix/custom.cfg
+"""
+BOOT_BLOCK = b"# GRUB Environment Block\n".ljust(1024, b"#")
+
+
+def prepare_boot(root):
+    """As much of GRUB and systemd as the kind cmdline looks at. No generator: there is no system here that it could run in."""
+    for folder in ("boot/grub", "etc/default/grub.d", "etc/systemd/system", "usr/lib/systemd"):
+        os.makedirs(f"{root}/{folder}")
+    for name, data in (("boot/grub/grub.cfg", BOOT_MENU), ("boot/grub/grubenv", BOOT_BLOCK), ("usr/lib/systemd/systemd", b"")):
+        with open(f"{root}/{name}", "wb") as file:
+            file.write(data)
 
 
 def prepare(root):
@@ -168,6 +200,7 @@ def prepare(root):
             file.write(data)
         os.chmod(f"{root}/etc/{name}", mode)
     os.symlink("four.cfg", f"{root}/etc/link")
+    prepare_boot(root)
     return str(root)
 
 

@@ -44,7 +44,7 @@ class Loader:
     generator: str = ""
     checker: str = ""
     command: str = ""
-    """The command by which the owner of the command line adds words, with {words} in it."""
+    """The command by which the owner of the command line adds words, with {words} in it, or {each} as options of their own."""
     entries: str = ""
     """Loader specification: the folder of the entries."""
 
@@ -66,7 +66,8 @@ class Loader:
 
     def owners_command(self, words: Sequence[str]) -> str:
         """How the words get onto the line by its owner's means."""
-        return self.command.replace("{words}", " ".join(words))
+        each = " ".join(f"--append-if-missing={word}" for word in words)
+        return self.command.replace("{words}", " ".join(words)).replace("{each}", each)
 
 
 def recognise(root: Root) -> Loader:
@@ -85,9 +86,7 @@ def recognise(root: Root) -> Loader:
 def _image_based(root: Root) -> Loader | None:
     ostree = root.exists("run/ostree-booted") or (root.is_folder("ostree") and root.is_folder("sysroot"))
     if ostree and root.exists("usr/bin/rpm-ostree"):
-        return Loader(
-            "rpm-ostree", "rpm-ostree, which keeps the line with each deployment", command="sudo rpm-ostree kargs --append-if-missing='{words}'"
-        )
+        return Loader("rpm-ostree", "rpm-ostree, which keeps the line with each deployment", command="sudo rpm-ostree kargs {each}")
     if (ostree or root.exists("usr/lib/bootc")) and root.exists("usr/bin/bootc"):
         command = "sudo bootc loader-entries set-options-for-source --source rocm-patch --options '{words}'"
         return Loader("bootc", "bootc, which keeps the line with each deployment", command=command)
@@ -95,7 +94,7 @@ def _image_based(root: Root) -> Loader | None:
         return Loader(
             "rpm-ostree",
             "ostree, which keeps the line with each deployment",
-            command="sudo ostree admin kargs edit-in-place --append-if-missing='{words}'",
+            command="sudo ostree admin kargs edit-in-place {each}",
         )
     return None
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from rocm_patch.changes import boot_loaders, cmdline_trial, grub_environment, grub_generate, grub_menu, kernel_parameters, system_tools
+from rocm_patch.changes import boot_loaders, cmdline_trial, grub_drop_in, grub_environment, grub_generate, grub_menu, kernel_parameters, system_tools
 from rocm_patch.changes.boot_loaders import Loader
 from rocm_patch.changes.kind import Change, Held, Kind, Look, Tables, Work
 from rocm_patch.changes.places import Ground
@@ -22,18 +22,12 @@ from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Step
 from rocm_patch.root import Root, State, Tree
 
-DROP_IN: Final = f"{boot_loaders.DROP_INS}/zz-rocm-patch.cfg"
 REMEDIES: Final[Mapping[str, str]] = {"iommu-passthrough": "iommu=pt", "amdgpu-kernel-word": ""}
 """Remedy to its word; empty: it has to be given."""
 STAGES: Final = ("trial", "direct")
 WORD_LIMIT: Final = 64
 MODULE: Final = "amdgpu"
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]+(?:=[A-Za-z0-9_.,:=-]+)?")
-_HEAD: Final = """\
-# Kernel words of rocm-patch. A program keeps this file; once edited it is left alone.
-# To see what it is for: rocm-patch status. To take it back: rocm-patch rollback
-"""
-_LINE: Final = re.compile(r'GRUB_CMDLINE_LINUX_DEFAULT="\$\{GRUB_CMDLINE_LINUX_DEFAULT-\} (?P<words>[A-Za-z0-9_.,:=-]+(?: [A-Za-z0-9_.,:=-]+)*)"\n')
 
 
 # ------------------------------------------------------------------ validate
@@ -98,8 +92,8 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
         _check_menu(look.ground, look.tree, loader, [word for word in new if word not in trial], (*permanent, *trial), stage)
     if stage == "trial":
         return cmdline_trial.changes(tuple(dict.fromkeys((*trial, *new))), look)
-    now, data = look.now(DROP_IN), text_of((*permanent, *new))
-    drop_in = Change(DROP_IN, now if now.data == data else State("file", 0o644, os.geteuid(), os.getegid(), data))
+    now, data = look.now(grub_drop_in.PATH), grub_drop_in.text_of((*permanent, *new))
+    drop_in = Change(grub_drop_in.PATH, now if now.data == data else State("file", 0o644, os.geteuid(), os.getegid(), data))
     # The words that become permanent leave the trial; nothing of a trial stays behind.
     return (drop_in, *cmdline_trial.changes(tuple(word for word in trial if word not in asked), look))
 
@@ -110,7 +104,7 @@ def _ours(look: Look) -> tuple[tuple[str, ...], tuple[str, ...]]:
     Raises:
         RefusedError: a file of ours is not as we left it.
     """
-    for path in (DROP_IN, cmdline_trial.UNIT):
+    for path in (grub_drop_in.PATH, cmdline_trial.UNIT):
         now = look.now(path)
         if now.kind != "absent" and look.journal_read and not look.ours(path):
             raise RefusedError(
@@ -118,7 +112,7 @@ def _ours(look: Look) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 f"look at it, and move it away if it is not needed: sudo mv {path} ~/",
             )
     try:
-        return parse(look.now(DROP_IN)), cmdline_trial.unit_words(look.now(cmdline_trial.UNIT))
+        return grub_drop_in.parse(look.now(grub_drop_in.PATH)), cmdline_trial.unit_words(look.now(cmdline_trial.UNIT))
     except FormatError as error:
         raise RefusedError(
             f"a file of that name is there, and it stays as it is: {error.what}", "look at it, and move it away if it is not needed"
@@ -135,7 +129,7 @@ def _loader(ground: Ground, words: Sequence[str]) -> Loader:
 def _owned(loader: Loader, words: Sequence[str]) -> RefusedError:
     hint = f"its own way: {loader.owners_command(words)}" if loader.command else "add the words by your boot loader's own means"
     if loader.name == "grub, one file of settings":
-        hint += "; to try them for one start first: --set stage=trial"
+        hint += "; to try them for one start first, where GRUB can do that: --set stage=trial"
     return RefusedError(f"the kernel command line here belongs to {loader.title}; nothing was changed", hint)
 
 
@@ -156,7 +150,12 @@ def _check_menu(ground: Ground, tree: Tree, loader: Loader, words: Sequence[str]
     if loader.name == "grub, loader entries":
         raise _owned(loader, words)
     if stage == "trial":
-        cmdline_trial.check(ground, tree, loader, words, ours)
+        try:
+            cmdline_trial.check(ground, tree, loader, words, ours)
+        except RefusedError as error:
+            if loader.name == "grub" or error.hint != cmdline_trial.DIRECT:
+                raise
+            raise RefusedError(error.what, f"without a trial: {loader.owners_command(words)}") from error
         return
     menu, block = tree.state(ground.at(loader.menu)), tree.state(ground.at(loader.environment))
     if menu.kind != "file":
@@ -165,28 +164,8 @@ def _check_menu(ground: Ground, tree: Tree, loader: Loader, words: Sequence[str]
     cmdline_trial.check_line(grub_menu.default_entry(grub_menu.parse(menu.data), values), words, ours, loader)
 
 
-def text_of(words: Sequence[str]) -> bytes:
-    """The drop-in's text; `parse` reads it back."""
-    return (_HEAD + f'GRUB_CMDLINE_LINUX_DEFAULT="${{GRUB_CMDLINE_LINUX_DEFAULT-}} {" ".join(words)}"\n').encode()
-
-
-def parse(now: State) -> tuple[str, ...]:
-    """The words of a drop-in of ours; none where there is none.
-
-    Raises:
-        FormatError: it is not what we write.
-    """
-    if now.kind == "absent":
-        return ()
-    found = _LINE.fullmatch(now.data.decode("utf-8", "replace").removeprefix(_HEAD)) if now.kind == "file" else None
-    words = tuple(found["words"].split(" ")) if found else ()
-    if not words or text_of(words) != now.data:
-        raise FormatError(f"{DROP_IN} is not as rocm-patch writes it")
-    return words
-
-
 def _permanent(work: Work) -> tuple[str, ...]:
-    return parse(work.tree.state(work.ground.at(DROP_IN)))
+    return grub_drop_in.parse(work.tree.state(work.ground.at(grub_drop_in.PATH)))
 
 
 # ------------------------------------------------------------------ activate
@@ -235,7 +214,7 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
     trial = cmdline_trial.unit_words(work.tree.state(work.ground.at(cmdline_trial.UNIT)))
     said = []
     if permanent:
-        said.append(f"{DROP_IN}: {' '.join(permanent)}")
+        said.append(f"{grub_drop_in.PATH}: {' '.join(permanent)}")
         if why := grub_generate.why_not(loader, work.ground):
             said.append(f"{loader.menu} was not made anew ({why}). To be done there: {system_tools.words_for(work.ground, loader.regenerate)}")
         else:
@@ -283,7 +262,7 @@ def confirm(steps: Sequence[Step], look: Look) -> tuple[Step, ...]:
 def in_force(_steps: Sequence[Step], look: Look) -> tuple[Held, ...]:
     """Each word of ours, and whether the running kernel has it."""
     try:
-        permanent, trial = parse(look.now(DROP_IN)), cmdline_trial.unit_words(look.now(cmdline_trial.UNIT))
+        permanent, trial = grub_drop_in.parse(look.now(grub_drop_in.PATH)), cmdline_trial.unit_words(look.now(cmdline_trial.UNIT))
     except FormatError:
         return ()
     found = list[Held]()
