@@ -28,7 +28,7 @@ def parse(data: bytes) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise FormatError("custom.cfg is not UTF-8") from error
     entries = {found["id"]: found["text"] for found in _BLOCK.finditer(text)}
-    if render(entries) != data:
+    if render(entries) != data or any("# rocm-patch:" in body for body in entries.values()):
         raise FormatError("custom.cfg has lines that rocm-patch did not write")
     return entries
 
