@@ -100,7 +100,7 @@ class Root:
         descriptor = -1
         try:
             # O_NONBLOCK: a FIFO in somebody's tree must not stop a diagnosis.
-            descriptor = os.open(self.host(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            descriptor = self._open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return Unknown("not a regular file", path)
             chunks, size = list[bytes](), 0
@@ -130,10 +130,15 @@ class Root:
 
     def names(self, path: str) -> Known[tuple[str, ...] | None] | Unknown:
         """The names in a folder, numbers in numeric order."""
+        descriptor = -1
         try:
-            return Known(tuple(sorted(os.listdir(self.host(path)), key=natural_key)), path)
+            descriptor = self._open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return Known(tuple(sorted(os.listdir(descriptor), key=natural_key)), path)
         except OSError as error:
             return self._missing(error, path)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def list(self, path: str) -> tuple[str, ...]:
         """The names in a folder; none where it is absent or closed to us."""
@@ -168,6 +173,27 @@ class Root:
             return os.readlink(os.path.join(self.host(folder), name))
         except OSError:
             return None
+
+    def _open(self, path: str, flags: int) -> int:
+        """Open what `host` found, one name at a time: its links are resolved, so a link that is met now was put there meanwhile."""
+        host = self.host(path)
+        if self.live:
+            return os.open(host, flags)
+        parts = _parts(host[len(self.path) :])
+        descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parts[:-1]:
+                try:
+                    inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+                except NotADirectoryError as error:
+                    if _kind(os.stat(part, dir_fd=descriptor, follow_symlinks=False).st_mode) == "link":
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from error
+                    raise
+                os.close(descriptor)
+                descriptor = inner
+            return os.open(parts[-1] if parts else ".", flags | os.O_NOFOLLOW, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
 
     @staticmethod
     def _missing(error: OSError, path: str) -> Known[Any] | Unknown:

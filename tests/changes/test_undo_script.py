@@ -5,6 +5,7 @@ C15 is here as well: what the running system applied is taken back by `--root` f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -177,9 +178,8 @@ def test_applied_by_the_running_system_and_taken_back_from_a_live_one(case, scra
         shutil.rmtree(moved, ignore_errors=True)
         os.rename(root, moved)
         if point % 3 == 0:
-            with pytest.raises(Killed):
+            with contextlib.suppress(Killed):
                 do_recover(moved, DieAt(1 + point % 5))
-                raise Killed  # there was less to do than that
         do_recover(moved)
         assert truth.judge(moved, back=True) is None, point
     assert reached == len(points)

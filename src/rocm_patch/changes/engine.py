@@ -259,7 +259,7 @@ def _close_grown(journal: Journal, draft: Record, contents: Mapping[str, bytes],
     for entry in draft.entries:
         after = entry.after
         if after.kind == "grown":
-            listing = grown.manifest(journal.ground.host(entry.path))
+            listing = grown.manifest(journal.tree, journal.ground.at(entry.path))
             after = dataclasses.replace(after, sha256=journal.keep(draft, listing))
             known[after.sha256] = listing
             journal.keep_as(draft, f"{after.sha256}.sums", grown.sums(listing))

@@ -80,11 +80,11 @@ class Transaction:
         grown.set_aside(self.tree, at, self.record.transaction)
         # Looked at once more where nobody reaches it any longer: what was added since the first look is not lost.
         known = self.journal.content(self.record, dataclasses.replace(entry.before, kind="file")).data
-        tomb = self.ground.host(self.ground.on_machine(grown.tomb_of(at, self.record.transaction)))
+        tomb = grown.tomb_of(at, self.record.transaction)
         # Folders of ours inside this one were set aside before it, and lie there still.
         inside = [entry.path for entry in self.record.entries if entry.path.startswith(f"{folder}/") and entry.before.kind == "grown"]
         aside = [self.ground.on_machine(grown.tomb_of(self.ground.at(path), self.record.transaction)) for path in inside]
-        if grown.strangers(tomb, known, [path[len(folder) + 1 :] for path in aside]):
+        if grown.strangers(self.tree, tomb, known, [path[len(folder) + 1 :] for path in aside]):
             raise RefusedError(f"{entry.path} was changed by somebody else in this moment; nothing was removed")
 
     def _put(self, path: str, shape: Shape) -> None:
@@ -260,7 +260,7 @@ def compose(journal: Journal, selected: Sequence[Record]) -> Undoing:
             contents[now.sha256] = known
             # What this rollback takes out of the folder before it, newest first, is no stranger in it.
             inside = [entry.path[len(path) + 1 :] for entry in entries if entry.path.startswith(f"{path}/") and entry.after.kind == "absent"]
-            names = grown.strangers(journal.ground.host(path), known, inside)
+            names = grown.strangers(journal.tree, journal.ground.at(path), known, inside)
             foreign = [path, *(f"{path}/{name}" for name in names[:STRANGERS_NAMED])] if names else []
         if foreign:
             left += foreign
