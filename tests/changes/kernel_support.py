@@ -91,7 +91,12 @@ def archive(files):
     return bytes(out)
 
 
-def image(files, early=True, packed=gzip.compress):
+def squeeze(data):
+    """gzip without the time of day."""
+    return gzip.compress(data, mtime=0)
+
+
+def image(files, early=True, packed=squeeze):
     """An initramfs: microcode in front, then the files, compressed."""
     front = archive({"kernel/x86/microcode/AuthenticAMD.bin": b"microcode" * 9}) + b"\0" * 512 if early else b""
     return front + packed(archive(files))

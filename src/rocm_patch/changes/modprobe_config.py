@@ -60,7 +60,7 @@ def files(root: Root) -> tuple[str, ...]:
     by_name = dict[str, str]()
     for folder in FOLDERS:
         for name in root.list(folder):
-            if name.endswith(".conf"):
+            if name.endswith((".conf", ".alias")):
                 by_name.setdefault(name, f"{folder}/{name}")
     return tuple(by_name[name] for name in sorted(by_name))
 
