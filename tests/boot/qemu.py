@@ -37,17 +37,23 @@ class Run:
     """Seconds since power-on of each watched text that was seen."""
 
 
-def boot(disk: Path, watch: dict[str, str], *, limit: float = 600, echo: Callable[[str], None] | None = None) -> Run:
+def boot(disk: Path, watch: dict[str, str], *, limit: float = 900, bad_sector: int | None = None, echo: Callable[[str], None] | None = None) -> Run:
     """Power on, and act on what is read: `watch` maps a text to "note", "reset" (the button, once) or "stop" (the plug).
 
-    The disk is written to as a real one: `writethrough`, so that what the guest had made durable is there after "stop".
+    "stop" and "reset" lose what the guest holds in its own memory. What it has given to the disk stays, synced or not: only
+    this process ends, not the machine that it runs on. Writing to `bad_sector` (512 bytes each, of the whole disk) fails.
     """
     run, begun = Run(), time.monotonic()
+    file = os.fspath(disk)
     folder = tempfile.mkdtemp(prefix="rocm-patch-qemu-")
+    if bad_sector is not None:
+        rules = Path(folder, "rules")
+        rules.write_text(f'[inject-error]\nevent = "write_aio"\nerrno = "5"\nsector = "{bad_sector}"\n')
+        file = f"blkdebug:{rules}:{disk}"
     argv = [
         PROGRAM, "-accel", "tcg", "-cpu", "max", "-m", str(MEMORY_MIB), "-smp", "1", "-display", "none", "-monitor", "none",
         "-serial", "stdio", "-qmp", f"unix:{folder}/control,server=on,wait=off", "-nic", "none", "-no-user-config",
-        "-drive", f"file={disk},format=raw,if=virtio,cache=writethrough",
+        "-drive", f"file={file},format=raw,if=virtio,cache=unsafe",
     ]  # fmt: skip
     machine = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert machine.stdout is not None

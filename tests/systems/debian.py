@@ -36,7 +36,7 @@ DISK_BYTES: Final = 3 << 30
 PARTITION_TYPE_LINUX: Final = 0x83
 DEVICE: Final = "system"
 """The partition's name in that system's /dev. Debian's 10_linux writes no entry at all for a root on /dev/loop0."""
-TOOL: Final = "/usr/local/lib/rocm-patch"
+TOOL: Final = "/opt/rocm-patch"
 
 # What differs from Debian's defaults, and why: an emulated machine has a serial port and no hurry at the menu.
 # panic= is not set: a panic must wait for the reset button, as it does on the user's machine.
@@ -97,6 +97,8 @@ class System:
 
     root: Path
     release: Release
+    device: str
+    """The loop device of its partition."""
 
     @property
     def kernel(self) -> str:
@@ -186,19 +188,20 @@ class Tool:
     def plan(self, remedy: str, *values: str, check: bool = True):
         """Plan one remedy by its name, into the file that `apply` takes."""
         chosen = [word for value in values for word in ("--set", value)]
-        return self("plan", "--remedy", remedy, *chosen, "--output", self._file, check=check)
+        return self("plan", "--remedy", remedy, *chosen, "--output", self.file, check=check)
 
     def apply(self, remedy: str, *values: str):
         """Plan one remedy by its name and carry it out."""
         self.plan(remedy, *values)
-        return self("apply", self._file, "--yes")
+        return self("apply", self.file, "--yes")
 
     def rollback(self):
         """Take back everything."""
         return self("rollback", "--all", "--yes")
 
     @property
-    def _file(self) -> str:
+    def file(self) -> str:
+        """Where `plan` leaves the plan."""
         return "/run/plan.json" if self.inside else str(self.system.path("/run/plan.json"))
 
 
@@ -212,7 +215,7 @@ def mounted(disk: Path, release: Release) -> Iterator[System]:
         run(["mount", loop, root])
         try:
             _mount_kernel_folders(root, loop)
-            yield System(root, release)
+            yield System(root, release, loop)
         finally:
             run(["umount", "--recursive", root])
     finally:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from systems import debian
+from systems.support import MANAGED, changed
 
 FILE = "/etc/modprobe.d/zz-rocm-patch.conf"
-MANAGED = ("/boot", "/etc", "/usr/local", "/var/lib/initramfs-tools", "/var/lib/dpkg")
 MTYPE_LOCAL = (debian.DEBIAN_13,)
 
 
@@ -24,11 +24,6 @@ def in_image(system, path="/etc/modprobe.d", image=None):
 def option(system):
     """A remedy that this release's kernel takes, its parameter and a value that is not the default."""
     return ("mtype-local", "mtype_local", "1") if system.release in MTYPE_LOCAL else ("vm-fragment-size", "vm_fragment_size", "9")
-
-
-def changed(before, after):
-    """The paths that differ."""
-    return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
 
 
 def test_written_read_by_kmod_put_into_the_image_and_taken_back_to_the_byte(system, tool):
