@@ -174,6 +174,8 @@ def test_no_trial_where_grub_cannot_take_its_choice_back(layout, module, says):
     menu.write_text(menu.read_text().replace("insmod ext2", f"insmod {module}"))
     with pytest.raises(RefusedError, match=says) as caught:
         do_apply(root, step("trial"))
+    menu.write_text(f"insmod {module}\n" + menu.read_text().replace(f"insmod {module}", "insmod ext2"))
+    assert len(plan_for(step("trial"), Locations(str(root))).facts) == 2, "fonts may lie on it, /boot does not"
     assert "stage=direct" in caught.value.hint
     do_apply(root, step("direct"))
     assert (root / DROP_IN).exists()
@@ -195,6 +197,15 @@ def test_no_trial_without_an_environment_block_of_grubs_own(layout):
     block.write_bytes(grub_environment.render(grub_environment.parse(data).with_value("next_entry", "windows")))
     with pytest.raises(RefusedError, match="somebody else's choice"):
         do_apply(root, step("trial"))
+
+
+def test_no_trial_where_the_default_cannot_be_told(layout):
+    root = layout("debian-12")
+    menu = root / "boot/grub/grub.cfg"
+    menu.write_text(menu.read_text().replace('set default="0"', 'set default="nobody"'))
+    for stage in cmdline.STAGES:
+        with pytest.raises(RefusedError, match="has no entry 'nobody'"):
+            do_apply(root, step(stage))
 
 
 def test_no_trial_where_signatures_or_the_lack_of_systemd_stand_against_it(layout):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rocm_patch.changes import custom_menu, grub_environment, grub_menu
+from rocm_patch.changes import custom_menu, grub_environment, grub_menu, loader_entries
 from rocm_patch.changes.grub_compare import compare
 from rocm_patch.errors import FormatError, RefusedError
 
@@ -137,6 +137,26 @@ def test_our_menu_file_is_read_back_and_nobody_elses():
     for foreign in (b"", b"menuentry c {\n}\n", data + b"menuentry c {\n}\n", data.replace(b"end", b"End", 1), b"\xff"):
         with pytest.raises(FormatError):
             custom_menu.parse(foreign)
+
+
+# ------------------------------------------------------------------ loader entries
+
+BLS = "title Fedora\nversion 6\nlinux /vmlinuz-6\ninitrd /a.img /b.img $tuned_initrd\noptions root=UUID=1 ro $tuned_params\noptions quiet\n"
+
+
+def test_a_loader_entry_becomes_what_grub_makes_of_it():
+    (entry,) = grub_menu.parse(loader_entries.as_script(BLS, "id-6").encode()).entries
+    assert entry.kernel.values == ("linux", "($root)/vmlinuz-6", "root=UUID=1", "ro", "$tuned_params", "quiet")
+    assert entry.commands[-1].values == ("initrd", "($root)/a.img", "($root)/b.img")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("quiet", "quiet; reboot"), ("quiet", "q'"), ("quiet", "{"), ("/vmlinuz-6", "/vm linuz"), ("linux /vmlinuz-6\n", ""), ("/a.img", "(hd1)/a")],
+)
+def test_a_loader_entry_that_a_script_would_read_otherwise_is_not_copied(old, new):
+    with pytest.raises(FormatError):
+        loader_entries.as_script(BLS.replace(old, new), "id-6")
 
 
 # ------------------------------------------------------------------ the environment block

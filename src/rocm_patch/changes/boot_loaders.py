@@ -169,11 +169,11 @@ def _loader_info(root: Root) -> str:
 # ------------------------------------------------------------------ what a trial needs
 
 
-def environment_problem(menu: bytes, block: State, mounted: str) -> str:
+def environment_problem(menu: bytes, way: str, block: State, mounted: str) -> str:
     """Why GRUB could not take a choice for one boot back; empty: it can, for all that is known.
 
-    `menu` is grub.cfg, `block` what is at the environment block's place, `mounted` type and source of the file system it
-    lies on, empty where that is not known.
+    `menu` is grub.cfg, `way` the commands by which GRUB gets at /boot, `block` what is at the environment block's place,
+    `mounted` type and source of the file system it lies on, empty where that is not known.
     """
     if block.kind != "file":
         return "GRUB's environment block is not there" if block.kind == "absent" else f"GRUB's environment block is a {block.kind}"
@@ -187,7 +187,7 @@ def environment_problem(menu: bytes, block: State, mounted: str) -> str:
     lacks = re.search(r"GRUB lacks write support for (\S+?),", text)
     if lacks:
         return f"GRUB cannot write its environment block on {lacks[1]}"
-    for module in sorted(set(_MODULE.findall(text))):
+    for module in sorted(set(_MODULE.findall(way))):
         if module.startswith(_UNWRITABLE):
             return f"GRUB reads /boot through {module}, and cannot write its environment block there"
     for word in ("btrfs", "zfs", "f2fs", "overlay", "tmpfs", "/dev/md", "/dev/mapper/", "/dev/dm-"):

@@ -128,7 +128,7 @@ def _loader(ground: Ground, words: Sequence[str]) -> Loader:
 
 def _owned(loader: Loader, words: Sequence[str]) -> RefusedError:
     hint = f"its own way: {loader.owners_command(words)}" if loader.command else "add the words by your boot loader's own means"
-    if loader.name == "grub, one file of settings":
+    if loader.name in ("grub, one file of settings", "grub, loader entries"):
         hint += "; to try them for one start first, where GRUB can do that: --set stage=trial"
     return RefusedError(f"the kernel command line here belongs to {loader.title}; nothing was changed", hint)
 
@@ -147,8 +147,6 @@ def _check_menu(ground: Ground, tree: Tree, loader: Loader, words: Sequence[str]
     """What would stop `activate`, as far as it can be seen now."""
     if not words:
         return
-    if loader.name == "grub, loader entries":
-        raise _owned(loader, words)
     if stage == "trial":
         try:
             cmdline_trial.check(ground, tree, loader, words, ours)
@@ -160,8 +158,12 @@ def _check_menu(ground: Ground, tree: Tree, loader: Loader, words: Sequence[str]
     menu, block = tree.state(ground.at(loader.menu)), tree.state(ground.at(loader.environment))
     if menu.kind != "file":
         raise RefusedError(f"{loader.menu} is a {menu.kind}; rocm-patch writes over plain files only")
-    values = grub_environment.parse(block.data).values() if block.kind == "file" else {}
-    cmdline_trial.check_line(grub_menu.default_entry(grub_menu.parse(menu.data), values), words, ours, loader)
+    try:
+        values = grub_environment.parse(block.data).values() if block.kind == "file" else {}
+        default = grub_menu.default_entry(grub_menu.parse(menu.data), values)
+    except FormatError as error:
+        raise RefusedError(f"{loader.menu}: {error.what}; nothing was changed") from error
+    cmdline_trial.check_line(default, words, ours, loader)
 
 
 def _permanent(work: Work) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rocm_patch.changes import boot_loaders, custom_menu, grub_compare, grub_environment, grub_menu, system_tools
+from rocm_patch.changes import boot_loaders, custom_menu, grub_compare, grub_environment, grub_menu, loader_entries, system_tools
 from rocm_patch.changes.boot_loaders import Loader
 from rocm_patch.changes.kind import Change, Look, Work
 from rocm_patch.changes.places import Ground
@@ -105,24 +105,36 @@ class _Parts:
 
 
 def _parts(ground: Ground, tree: Tree, loader: Loader, words: Sequence[str], ours: Sequence[str]) -> _Parts:
+    try:
+        return _read_parts(ground, tree, loader, words, ours)
+    except FormatError as error:
+        raise RefusedError(f"no trial is possible: {error.what}", DIRECT) from error
+
+
+def _read_parts(ground: Ground, tree: Tree, loader: Loader, words: Sequence[str], ours: Sequence[str]) -> _Parts:
     block = tree.state(ground.at(loader.environment))
     menu = tree.state(ground.at(loader.menu))
     custom = tree.state(ground.at(loader.custom))
     if menu.kind != "file":
         raise RefusedError(f"{loader.menu} is a {menu.kind}; rocm-patch copies entries of a plain file only", DIRECT)
+    known = grub_environment.parse(block.data) if block.kind == "file" else grub_environment.Block((), 0)
+    if loader.name == "grub, loader entries":
+        parsed, entry = loader_entries.default_entry(Root(ground.anchor), loader.entries, known.values())
+        way = loader_entries.section(menu.data)
+    else:
+        parsed = grub_menu.parse(menu.data)
+        entry = grub_menu.default_entry(parsed, known.values())
+        way = parsed.text[slice(*entry.inside)]  # what the header loads is for fonts, which may lie elsewhere
     where = boot_loaders.mounted_on(loader.environment) if ground.live else ""
-    problem = boot_loaders.environment_problem(menu.data, block, where)
+    problem = boot_loaders.environment_problem(menu.data, way, block, where)
     if problem:
         hint = f"sudo grub-editenv {loader.environment} create, or {DIRECT}" if block.kind == "absent" else DIRECT
         raise RefusedError(f"no trial is possible: {problem}", hint)
     if custom.kind != "absent" and not _reads_as_ours(custom):
         raise RefusedError(f"{loader.custom} is somebody else's, and stays as it is; no trial is possible beside it", DIRECT)
-    known = grub_environment.parse(block.data)
     chosen = known.value("next_entry")
     if chosen not in ("", ENTRY):
         raise RefusedError(f"the next start is already to be {chosen!r}, by somebody else's choice", "restart first, then make a new plan")
-    parsed = grub_menu.parse(menu.data)
-    entry = grub_menu.default_entry(parsed, known.values())
     check_line(entry, words, ours, loader)
     return _Parts(parsed, entry, known, custom)
 
