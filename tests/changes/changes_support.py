@@ -10,6 +10,8 @@ import stat
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import kernel_support
+
 from rocm_patch.apply import apply, facts, recover, rollback
 from rocm_patch.changes import KINDS, Locations, grown
 from rocm_patch.changes.journal import is_transaction
@@ -44,6 +46,7 @@ class Tables:
                 "made": remedy("made", "made", ("word",)),
                 "grow": remedy("grow", "grow", ()),
                 "preload": remedy("preload", "preload", ("library", "sha256")),
+                "noretry": remedy("noretry", "modprobe", ("value",)),
                 "iommu-passthrough": remedy("iommu-passthrough", "cmdline", ("stage",)),
                 "amdgpu-kernel-word": remedy("amdgpu-kernel-word", "cmdline", ("word", "stage")),
             }
@@ -146,9 +149,10 @@ GROW_STEPS = (Step("grow", "system", {}),)
 PRELOAD_STEPS = (Step("preload", "system", {"library": ("/srv/libx.so",), "sha256": (hashlib.sha256(LIBRARY).hexdigest(),)}),)
 CMDLINE_STEPS = (Step("iommu-passthrough", "system", {"stage": ("direct",)}),)
 TRIAL_STEPS = (Step("iommu-passthrough", "system", {"stage": ("trial",)}),)
+MODPROBE_STEPS = (Step("noretry", "system", {"value": ("0",)}),)
 CASES = {
     "five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS, "grown": GROW_STEPS, "preload": PRELOAD_STEPS,
-    "cmdline": CMDLINE_STEPS, "trial": TRIAL_STEPS,
+    "cmdline": CMDLINE_STEPS, "trial": TRIAL_STEPS, "modprobe": MODPROBE_STEPS,
 }  # fmt: skip
 """Every kind of change that system scope has, and three that only test the engine; the sweeps run over all of them."""
 OWN_CASES = ("five", "generated", "grown")
@@ -187,6 +191,16 @@ def prepare_boot(root):
             file.write(data)
 
 
+def prepare_kernel(root):
+    """A kernel whose driver has one parameter; no initramfs, since nothing here could make one."""
+    folder = f"{root}/lib/modules/6.12.0"
+    os.makedirs(folder)
+    files = {"modules.dep": b"amdgpu.ko:\n", "amdgpu.ko": kernel_support.module({"noretry": kernel_support.TEXTS_612["noretry"]})}
+    for name, data in files.items():
+        with open(f"{folder}/{name}", "wb") as file:
+            file.write(data)
+
+
 def prepare(root):
     """A root as small as these plans need, with one file of odd mode and one link that must survive."""
     for folder in ("boot", "etc/modprobe.d", "etc/profile.d", "srv", "var"):
@@ -201,6 +215,7 @@ def prepare(root):
         os.chmod(f"{root}/etc/{name}", mode)
     os.symlink("four.cfg", f"{root}/etc/link")
     prepare_boot(root)
+    prepare_kernel(root)
     return str(root)
 
 
