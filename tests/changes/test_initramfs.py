@@ -275,7 +275,7 @@ def test_initramfs_tools(system):
     subprocess.run(["depmod", "-b", system, VERSION], check=False, capture_output=True)
     real(system, "/usr/sbin/mkinitramfs", ["/usr/sbin/mkinitramfs", "-o", f"/{IMAGE}", VERSION])
     before = seen(system)
-    listed = {name for name in unpack.contents((system / IMAGE).read_bytes()).names}
+    listed = set(unpack.contents((system / IMAGE).read_bytes()).names)
     if shutil.which("lsinitramfs"):
         said = subprocess.run(["lsinitramfs", system / IMAGE], capture_output=True, text=True, check=True).stdout
         assert listed - {"", "."} == set(said.split("\n")) - {"", "."}

@@ -319,7 +319,7 @@ def test_rivals_are_shown_with_who_wins(root):
     back(root)
     put(root, "etc/default/grub", '#GRUB_CMDLINE_LINUX="amdgpu.noretry=5"\nGRUB_CMDLINE_LINUX_DEFAULT="quiet amdgpu.noretry=1"\n')
     said = do(root, step("noretry")).verified
-    assert any("the kernel command line in /etc/default/grub comes last and wins with 1" in line for line in said)
+    assert any("also set to 1 by the kernel command line in /etc/default/grub, which comes last and wins" in line for line in said)
     assert not any("set to 5" in line for line in said)
 
 

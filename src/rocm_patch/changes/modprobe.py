@@ -218,9 +218,12 @@ def rivals(name: str, given: Sequence[Option]) -> list[str]:
     foreign = [option for option in given if option.path != PATH]
     if not foreign:
         return []
-    wins = given[-1]
-    verdict = "ours comes last and wins" if wins.path == PATH else f"{wins.where} comes last and wins with {wins.value}"
-    return [f"{MODULE}.{name}: also set to {option.value} by {option.where}; {verdict}" for option in foreign]
+    last = given[-1]
+    verdict = "ours comes last and wins" if last.path == PATH else f"{last.value} by {last.where} comes last and wins"
+    return [
+        f"{MODULE}.{name}: also set to {option.value} by {option.where}{', which comes last and wins' if option is last else f'; {verdict}'}"
+        for option in foreign
+    ]
 
 
 # ------------------------------------------------------------------ after the restart
