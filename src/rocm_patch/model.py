@@ -444,6 +444,17 @@ class SettingRow:
 
 
 @dataclass(frozen=True)
+class ProfileRow:
+    """A set of environment settings that a recipe made known, under a name of ours. What each does is in the settings' rows."""
+
+    id: str
+    about: str
+    set: tuple[str, ...]
+    """NAME=VALUE; only what the settings' rows allow to set."""
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a line means under a condition. The first reading of a signature that fits speaks."""
 
@@ -522,6 +533,12 @@ class WheelRow:
     download_megabytes: int
     checked: str
     sources: tuple[str, ...]
+    remedy: str = ""
+    """The one remedy that these wheels are for; empty: they are what a card needs by itself."""
+    extra_index: str = ""
+    """A second index for what the first lacks; only beside pins that no other index can have (`+rocm5.2`)."""
+    glibc_below: str = ""
+    """The first C library that refuses to load them."""
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,13 @@ def steps_of(
     from rocm_patch.root import Root
 
     pairs: dict[str, str] = {}
+    sets: list[str] = []
     for pair in values:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"--set {pair}: KEY=VALUE is the form")
+        if key == "set":
+            sets.append(value)
         pairs[key] = value
     found = pythons.find(Root(root), case.machine)
     if python:
@@ -66,7 +69,22 @@ def steps_of(
         index = os.path.abspath(index)
     if pairs.get("venv"):
         pairs["venv"] = os.path.abspath(pairs["venv"])
-    return planner.steps(case, diagnosis, planner.Choices(tuple(remedies), pairs, index, found, untested=untested))
+    user, group = _who(root)
+    choices = planner.Choices(tuple(remedies), pairs, index, found, sets=tuple(sets), user=user, group=group, untested=untested)
+    return planner.steps(case, diagnosis, choices)
+
+
+def _who(root: str) -> tuple[str, str]:
+    """The user who works on this machine, and the group that its device nodes go by."""
+    from rocm_patch.changes.permissions import GROUPS
+    from rocm_patch.machine import recorded, user
+    from rocm_patch.model import Known
+
+    place = root_of(root)
+    answer = place.text("etc/group")
+    names = {line.partition(":")[0] for line in (answer.value or "").splitlines()} if isinstance(answer, Known) else set()
+    name = user.find(place, recorded.read(place)).name
+    return "" if name == "root" else name, next((group for group in GROUPS if group in names), GROUPS[0])
 
 
 def _version_of(python: str, found: tuple[tuple[str, str], ...]) -> str:
