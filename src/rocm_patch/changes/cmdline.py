@@ -191,6 +191,8 @@ def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tu
     if set(words) <= set(permanent):
         made += grub_generate.generated(permanent, loader, work)
     if trial:
+        if loader.name == "grub" and not made:
+            grub_generate.check_current(permanent, loader, work)
         made += cmdline_trial.begin(work, loader, trial, permanent)
     else:
         made += cmdline_trial.end(work, loader)

@@ -38,9 +38,10 @@ def compare(old: bytes, new: bytes, words: Sequence[str], regenerate: str) -> Co
     if first != second:
         lines = list(difflib.unified_diff(first, second, "grub.cfg as it is", "grub.cfg made anew", lineterm="", n=0))
         shown = "\n".join([*lines[:_SHOWN], *([f"... and {len(lines) - _SHOWN} lines more"] if len(lines) > _SHOWN else [])])
+        what = f"by more than {' '.join(words)}" if words else "before anything of ours is in it"
         raise RefusedError(
-            f"the boot menu made anew differs from the one in place by more than {' '.join(words)}; nothing was changed\n{shown}",
-            f"somebody changed what it is made from: look at it, make it anew ({regenerate}), restart once, then make a new plan",
+            f"the boot menu made anew differs from the one in place {what}; nothing was changed\n{shown}",
+            f"what it is made from was changed, or it was made on another system: make it anew ({regenerate}), look at it, try again",
         )
     kept = {entry.title for entry in before.every() if entry.recovery and entry.kernel and set(words) & set(entry.kernel.values)}
     for entry in after.every():

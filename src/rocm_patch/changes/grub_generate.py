@@ -8,6 +8,7 @@ from typing import Final
 
 from rocm_patch.changes import boot_loaders, cmdline_trial, grub_compare, grub_environment, grub_menu, system_tools
 from rocm_patch.changes.boot_loaders import Loader
+from rocm_patch.changes.grub_compare import Compared
 from rocm_patch.changes.kind import Change, Work
 from rocm_patch.changes.places import Ground
 from rocm_patch.errors import RefusedError, RocmPatchError
@@ -37,6 +38,28 @@ def generated(words: Sequence[str], loader: Loader, work: Work) -> tuple[Change,
             raise RefusedError(f"{loader.menu} cannot be made anew: {why}; nothing was changed")
         work.say(f"{loader.menu} was not made anew ({why}); there: {system_tools.words_for(work.ground, loader.regenerate)}")
         return ()
+    old, data, compared = _made(words, loader, work)
+    if not work.back:
+        values = block_values(loader, work)
+        default = grub_menu.default_entry(grub_menu.parse(data), values)
+        if default.title not in compared.titles:
+            raise RefusedError(
+                f"the menu made anew has no {' '.join(words)} in its default entry {default.title!r}: something after our file takes it away"
+            )
+    return (Change(loader.menu, State("file", old.mode, old.uid, old.gid, data, "", old.attributes)),)
+
+
+def check_current(words: Sequence[str], loader: Loader, work: Work) -> None:
+    """Before a trial: the menu in place is what its generator makes today, but for our words. Else a passed trial could not be kept.
+
+    Raises:
+        RefusedError: it is not, with the difference.
+    """
+    if not why_not(loader, work.ground):
+        _made(words, loader, work)
+
+
+def _made(words: Sequence[str], loader: Loader, work: Work) -> tuple[State, bytes, Compared]:
     old = work.tree.state(work.ground.at(loader.menu))
     # To standard output: with -o it would write over the live file by cutting it off first.
     ended = system_tools.run_there(work.ground, [loader.generator], timeout=TIMEOUT, keep=[work.lock], environment=_speaking(old.data))
@@ -45,14 +68,7 @@ def generated(words: Sequence[str], loader: Loader, work: Work) -> tuple[Change,
     cmdline_trial.check_room(work.ground, loader, len(ended.out))
     cmdline_trial.check_script(work, loader, ended.out)
     compared = grub_compare.compare(old.data, ended.out, words, system_tools.words_for(work.ground, loader.regenerate))
-    if not work.back:
-        values = block_values(loader, work)
-        default = grub_menu.default_entry(grub_menu.parse(ended.out), values)
-        if default.title not in compared.titles:
-            raise RefusedError(
-                f"the menu made anew has no {' '.join(words)} in its default entry {default.title!r}: something after our file takes it away"
-            )
-    return (Change(loader.menu, State("file", old.mode, old.uid, old.gid, ended.out, "", old.attributes)),)
+    return old, ended.out, compared
 
 
 def _speaking(menu: bytes) -> dict[str, str]:
@@ -65,11 +81,13 @@ def _speaking(menu: bytes) -> dict[str, str]:
 
 
 def why_not(loader: Loader, ground: Ground) -> str:
+    """Why the menu cannot be made anew from here; empty: it can."""
     if not loader.generator or not loader.checker:
         return "its generator is not there"
     return system_tools.why_not(ground, [loader.generator, loader.checker], READS)
 
 
 def block_values(loader: Loader, work: Work) -> dict[str, str]:
+    """The variables of GRUB's environment block; none where there is no block."""
     block = work.tree.state(work.ground.at(loader.environment))
     return grub_environment.parse(block.data).values() if block.kind == "file" else {}
