@@ -19,7 +19,6 @@ from rocm_patch import codec, knowledge
 from rocm_patch.changes import KINDS, Kind, Locations, Tables, confirming, elevate, engine, facts, preview, privileged
 from rocm_patch.changes.engine import ManagedFile, ScopeStatus
 from rocm_patch.changes.journal import Journal, is_transaction
-from rocm_patch.changes.transaction import recover as recover_journal
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError, UsageError
 from rocm_patch.model import SCHEMA, Plan, Receipt, Scope
 from rocm_patch.run import CLEAN
@@ -151,7 +150,7 @@ def rollback(
     """
     privileged.refuse_sudo()
     tables = tables or knowledge.load()
-    scopes = [(item, _names(locations, item, zipapp)) for item in reversed(locations.scopes()) if scope in (None, item)]
+    scopes = [(item, _names(locations, item, zipapp, tables, kinds)) for item in reversed(locations.scopes()) if scope in (None, item)]
     known = {name for _, names in scopes for name in names}
     if transaction and transaction not in known:
         raise RefusedError(f"there is no transaction {transaction} in force", "see 'rocm-patch status'")
@@ -171,7 +170,7 @@ def rollback(
     return tuple(receipts) or (NOTHING,)
 
 
-def _names(locations: Locations, scope: Scope, zipapp: str) -> list[str]:
+def _names(locations: Locations, scope: Scope, zipapp: str, tables: Tables, kinds: Sequence[Kind]) -> list[str]:
     """Transactions in force, oldest first, once what was left open is taken back."""
     ground = locations.ground(scope)
     if scope == "system" and not elevate.may_write(ground, []):
@@ -182,11 +181,13 @@ def _names(locations: Locations, scope: Scope, zipapp: str) -> list[str]:
             elevate.ask_root(Receipt, locations, zipapp, "recover")
             found = elevate.ask_root(ScopeStatus, locations, zipapp, "status")
         return [record.transaction for record in found.transactions]
-    _recover_here(locations, scope)
+    _recover_here(locations, scope, tables, kinds)
     return [record.transaction for record in engine.status_scope(ground).transactions]
 
 
-def recover(locations: Locations, *, zipapp: str = privileged.INSTALLED) -> tuple[Receipt, ...]:
+def recover(
+    locations: Locations, *, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS, zipapp: str = privileged.INSTALLED
+) -> tuple[Receipt, ...]:  # fmt: skip
     """Take back what a kill or a power cut left open. No receipts: there was nothing, and nothing was written.
 
     Raises:
@@ -201,13 +202,13 @@ def recover(locations: Locations, *, zipapp: str = privileged.INSTALLED) -> tupl
             if elevate.has_journal(ground):
                 found.append(elevate.ask_root(Receipt, locations, zipapp, "recover"))
         else:
-            found.append(_recover_here(locations, scope))
+            found.append(_recover_here(locations, scope, tables, kinds))
     return tuple(receipt for receipt in found if receipt is not None and receipt != NOTHING)
 
 
-def _recover_here(locations: Locations, scope: Scope) -> Receipt | None:
+def _recover_here(locations: Locations, scope: Scope, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> Receipt | None:
     with _readable(), Journal(locations.ground(scope)).opened() as journal:
-        return recover_journal(journal)
+        return engine.recover_open(journal, tables, kinds, _say)
 
 
 def status(locations: Locations) -> tuple[ScopeStatus, ...]:

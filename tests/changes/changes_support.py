@@ -46,6 +46,7 @@ class Tables:
                 "made": remedy("made", "made", ("word",)),
                 "grow": remedy("grow", "grow", ()),
                 "preload": remedy("preload", "preload", ("library", "sha256")),
+                "prefix": remedy("prefix", "prefix", ("source", "name", "version", "sha256")),
                 "noretry": remedy("noretry", "modprobe", ("value",)),
                 "iommu-passthrough": remedy("iommu-passthrough", "cmdline", ("stage",)),
                 "amdgpu-kernel-word": remedy("amdgpu-kernel-word", "cmdline", ("word", "stage")),
@@ -111,7 +112,7 @@ def regenerate(root):
         ground.tree().put(ground.at(change.path), change.after)
 
 
-MADE = Kind("made", ("system",), "reboot", lambda step, tables: None, _render_made, lambda _s, _c, work: generate(work), lambda *_: ("made",))
+MADE = Kind("made", ("system",), "reboot", lambda step, tables: None, _render_made, lambda _s, _c, work: generate(work), lambda *_: ("made",), asked_back=True)
 
 GROWN_FILES = {"/opt/engine": {"a.py": b"a = 1\n" * 100, "inner/b.py": b"b = 2\n"}, "/opt/hook": {"entry.txt": b"engine:load\n"}}
 
@@ -147,11 +148,18 @@ ENVIRONMENT_STEPS = (
 MADE_STEPS = (Step("made", "system", {"word": ("quiet",)}),)
 GROW_STEPS = (Step("grow", "system", {}),)
 PRELOAD_STEPS = (Step("preload", "system", {"library": ("/srv/libx.so",), "sha256": (hashlib.sha256(LIBRARY).hexdigest(),)}),)
+STAGED = {"lib/liba.so.1": b"a" * 900, "share/a.db": b"rows\n"}
+STAGED_MANIFEST = (
+    "".join(f"file\t0644\t{hashlib.sha256(data).hexdigest()}\t{path}\n" for path, data in STAGED.items()) + "link\t-\tliba.so.1\tlib/liba.so\n"
+).encode()
+PREFIX_MARK = hashlib.sha256(STAGED_MANIFEST).hexdigest()
+PREFIX_STEPS = (Step("prefix", "system", {"source": ("/srv/stage",), "name": ("a",), "version": ("1.0",), "sha256": (PREFIX_MARK,)}),)
 CMDLINE_STEPS = (Step("iommu-passthrough", "system", {"stage": ("direct",)}),)
 TRIAL_STEPS = (Step("iommu-passthrough", "system", {"stage": ("trial",)}),)
 MODPROBE_STEPS = (Step("noretry", "system", {"value": ("0",)}),)
 CASES = {
-    "five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS, "grown": GROW_STEPS, "preload": PRELOAD_STEPS,
+    "five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS, "grown": GROW_STEPS,
+    "preload": PRELOAD_STEPS, "prefix": PREFIX_STEPS,
     "cmdline": CMDLINE_STEPS, "trial": TRIAL_STEPS, "modprobe": MODPROBE_STEPS,
 }  # fmt: skip
 """Every kind of change that system scope has, and three that only test the engine; the sweeps run over all of them."""
@@ -205,8 +213,10 @@ def prepare(root):
     """A root as small as these plans need, with one file of odd mode and one link that must survive."""
     for folder in ("boot", "etc/modprobe.d", "etc/profile.d", "srv", "var"):
         os.makedirs(f"{root}/{folder}")
-    with open(f"{root}/srv/libx.so", "wb") as file:
-        file.write(LIBRARY)
+    for name, data in {"libx.so": LIBRARY, "stage/manifest": STAGED_MANIFEST, **{f"stage/{name}": data for name, data in STAGED.items()}}.items():
+        os.makedirs(os.path.dirname(f"{root}/srv/{name}"), exist_ok=True)
+        with open(f"{root}/srv/{name}", "wb") as file:
+            file.write(data)
     with open(f"{root}/boot/menu.cfg", "wb") as file:
         file.write(b"menu\n")
     for name, data, mode in (("four.cfg", OLD_FOUR, 0o640), ("five.conf", OLD_FIVE, 0o604), ("profile.d/other.sh", b"export A=1\n", 0o644)):
@@ -233,7 +243,7 @@ def do_rollback(root, observe=None, everything=True):
 
 
 def do_recover(root, observe=None):
-    return recover(Locations(str(root), observe=observe))
+    return recover(Locations(str(root), observe=observe), tables=TABLES, kinds=TEST_KINDS)
 
 
 # ------------------------------------------------------------------ snapshots

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import subprocess
 
-from changes_support import MADE_STEPS, do_apply, do_rollback, managed, prepare, snapshot
+import pytest
+from changes_support import (
+    MADE_STEPS,
+    DieAt,
+    Killed,
+    clone,
+    count_operations,
+    do_apply,
+    do_recover,
+    do_rollback,
+    managed,
+    prepare,
+    regenerate,
+    snapshot,
+)
 
 from rocm_patch.apply import status
 from rocm_patch.changes import Locations
@@ -35,6 +49,25 @@ def test_generated_again_by_others_is_made_anew(tmp_path):
     receipt = do_rollback(root)[0]
     assert (receipt.outcome, receipt.left) == ("rolled back", ())
     assert managed(root) == before
+
+
+def test_generated_by_others_before_the_recovery(tmp_path):
+    """The power went while the tool ran, the machine came up, an upgrade made the menu from our file, and then somebody recovers."""
+    source = prepare(tmp_path / "source")
+    before = managed(source)
+    total, met = count_operations(lambda observe: do_apply(clone(source, tmp_path / "root"), MADE_STEPS, observe)), 0
+    for point in range(1, total + 1):
+        root = clone(source, str(tmp_path / "root"))
+        with pytest.raises(Killed):
+            do_apply(root, MADE_STEPS, DieAt(point))
+        regenerate(root)
+        met += b"quiet" in (tmp_path / "root/boot/menu.cfg").read_bytes()
+        do_recover(root)
+        (scope,) = status(Locations(root))
+        if scope.transactions:  # killed after the commit, or others' files are still to be taken back
+            do_rollback(root)
+        assert managed(root) == before, point
+    assert met > 10
 
 
 def test_the_script_undoes_them_too(tmp_path):

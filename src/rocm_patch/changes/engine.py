@@ -128,7 +128,7 @@ def apply_scope(
         RocmPatchError, OSError: it failed and everything is as before.
     """
     with Journal(ground).opened() as journal:
-        left = recover(journal)
+        left = recover_open(journal, tables, kinds, say)
         if left is not None and left.left:
             raise RefusedError(
                 f"an earlier run was taken back, but {', '.join(left.left)} had been changed by somebody else",
@@ -282,7 +282,7 @@ def rollback_scope(
         RocmPatchError, OSError: it failed and everything is as before the rollback.
     """
     with Journal(ground).opened() as journal:
-        recover(journal)
+        recover_open(journal, tables, kinds, say)
         active = list(reversed(journal.active())) if journal.exists else []
         selected = active if everything else [record for record in active if record.transaction in names]
         for name in names:
@@ -333,6 +333,32 @@ def _generated_again(
     changes = tuple(Change(path, journal.tree.state(ground.at(path), CONTENT_LIMIT)) for path in stale)
     asked = [(kind, mine) for kind, mine in _by_kind(selected, tables, kinds) if stale or kind.asked_back]
     return [change for kind, mine in asked for change in kind.activate(mine, changes, work)]
+
+
+def recover_open(journal: Journal, tables: Tables | None, kinds: Sequence[Kind], say: Say) -> Receipt | None:
+    """Take back what an earlier run left open, and what others generated from it meanwhile. None: there was nothing.
+
+    Raises:
+        RocmPatchError, OSError: it failed and can be repeated.
+    """
+
+    def again(opened: Record, stale: Sequence[str]) -> list[tuple[str, State]]:
+        known = tables or _load()
+        try:
+            found = _generated_again(stale, [opened], journal.ground, journal, opened.transaction, known, kinds, say)
+        except RocmPatchError as error:
+            # What is ours is back in any case, and the machine must not be stuck in a recovery that its tools refuse.
+            say(f"files that the system's tools generate could not be looked at: {error.what}; make them anew by hand")
+            return []
+        return [(change.path, change.after) for change in found]
+
+    return recover(journal, again)
+
+
+def _load() -> Tables:
+    from rocm_patch import knowledge
+
+    return knowledge.load()
 
 
 def _seen_back(
@@ -436,6 +462,6 @@ def _by_its_own_words(ground: Ground, journal: Journal) -> tuple[ManagedFile, ..
 
 
 __all__ = [
-    "ManagedFile", "Part", "ScopeStatus", "apply_scope", "check_facts", "kind_of", "new_transaction", "peek", "preview_scope", "render",
-    "rollback_scope", "status_scope", "validate",
+    "ManagedFile", "Part", "ScopeStatus", "apply_scope", "check_facts", "kind_of", "new_transaction", "peek", "preview_scope", "recover_open",
+    "render", "rollback_scope", "status_scope", "validate",
 ]  # fmt: skip

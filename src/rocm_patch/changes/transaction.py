@@ -180,9 +180,20 @@ def mend(now: State, entries: Sequence[Entry]) -> State | None:
     return ABSENT if not data and entries[-1].before.kind == "absent" else dataclasses.replace(now, data=data)
 
 
-def close(journal: Journal, opened: Record) -> list[str]:
+Again = Callable[[Record, Sequence[str]], Sequence[tuple[str, State]]]
+"""Asks the kinds of a transaction that was taken back what has to be generated once more; gets the generated files that others changed."""
+
+
+def close(journal: Journal, opened: Record, again: Again | None = None) -> list[str]:
     """Recover: put the before-states of an open transaction back and remove its plan. Returns the paths that were left."""
     left = Transaction(journal, opened).put_back()
+    if again is not None and opened.verb == "apply":
+        # Between the kill and now somebody may have generated files from ours: an upgrade after the power came back. It may be
+        # done twice, so the plan goes only after it.
+        stale = [entry.path for entry in opened.entries if entry.generated and entry.path in left]
+        for path, state in again(opened, stale):
+            journal.tree.put(journal.ground.at(path), state)
+            left = [item for item in left if item != path]
     if left and opened.verb == "apply":
         # The copies of what was there are still wanted: keep the record, for those paths only.
         entries = tuple(entry for entry in opened.entries if entry.path in left)
@@ -194,13 +205,13 @@ def close(journal: Journal, opened: Record) -> list[str]:
     return left
 
 
-def recover(journal: Journal) -> Receipt | None:
+def recover(journal: Journal, again: Again | None = None) -> Receipt | None:
     """Finish what a kill or a power cut left. None: there was nothing; no writing call is made then."""
     journal.bury()
     if not journal.exists:
         return None
     opened = journal.open_record()
-    left = close(journal, opened) if opened is not None else []
+    left = close(journal, opened, again) if opened is not None else []
     if journal.has_garbage():
         journal.sweep()
     if opened is None:
