@@ -148,7 +148,7 @@ ENVIRONMENT_STEPS = (
 MADE_STEPS = (Step("made", "system", {"word": ("quiet",)}),)
 GROW_STEPS = (Step("grow", "system", {}),)
 PRELOAD_STEPS = (Step("preload", "system", {"library": ("/srv/libx.so",), "sha256": (hashlib.sha256(LIBRARY).hexdigest(),)}),)
-STAGED = {"lib/liba.so.1": b"a" * 900, "share/a.db": b"rows\n"}
+STAGED = {"lib/liba.so.1": b"a" * 900}
 STAGED_MANIFEST = (
     "".join(f"file\t0644\t{hashlib.sha256(data).hexdigest()}\t{path}\n" for path, data in STAGED.items()) + "link\t-\tliba.so.1\tlib/liba.so\n"
 ).encode()
