@@ -47,6 +47,7 @@ class Tables:
                 "grow": remedy("grow", "grow", ()),
                 "preload": remedy("preload", "preload", ("library", "sha256")),
                 "prefix": remedy("prefix", "prefix", ("source", "name", "version", "sha256")),
+                "neutralise": remedy("neutralise", "neutralise", ("file", "line", "text", "action")),
                 "noretry": remedy("noretry", "modprobe", ("value",)),
                 "iommu-passthrough": remedy("iommu-passthrough", "cmdline", ("stage",)),
                 "amdgpu-kernel-word": remedy("amdgpu-kernel-word", "cmdline", ("word", "stage")),
@@ -112,7 +113,11 @@ def regenerate(root):
         ground.tree().put(ground.at(change.path), change.after)
 
 
-MADE = Kind("made", ("system",), "reboot", lambda step, tables: None, _render_made, lambda _s, _c, work: generate(work), lambda *_: ("made",), asked_back=True)
+def _no_check(step, tables):
+    pass
+
+
+MADE = Kind("made", ("system",), "reboot", _no_check, _render_made, lambda _s, _c, work: generate(work), lambda *_: ("made",), asked_back=True)
 
 GROWN_FILES = {"/opt/engine": {"a.py": b"a = 1\n" * 100, "inner/b.py": b"b = 2\n"}, "/opt/hook": {"entry.txt": b"engine:load\n"}}
 
@@ -154,12 +159,13 @@ STAGED_MANIFEST = (
 ).encode()
 PREFIX_MARK = hashlib.sha256(STAGED_MANIFEST).hexdigest()
 PREFIX_STEPS = (Step("prefix", "system", {"source": ("/srv/stage",), "name": ("a",), "version": ("1.0",), "sha256": (PREFIX_MARK,)}),)
+NEUTRALISE_STEPS = (Step("neutralise", "system", {"file": ("/etc/security/pam_env.conf",), "line": ("2",)}),)
 CMDLINE_STEPS = (Step("iommu-passthrough", "system", {"stage": ("direct",)}),)
 TRIAL_STEPS = (Step("iommu-passthrough", "system", {"stage": ("trial",)}),)
 MODPROBE_STEPS = (Step("noretry", "system", {"value": ("0",)}),)
 CASES = {
     "five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS, "grown": GROW_STEPS,
-    "preload": PRELOAD_STEPS, "prefix": PREFIX_STEPS,
+    "preload": PRELOAD_STEPS, "prefix": PREFIX_STEPS, "neutralise": NEUTRALISE_STEPS,
     "cmdline": CMDLINE_STEPS, "trial": TRIAL_STEPS, "modprobe": MODPROBE_STEPS,
 }  # fmt: skip
 """Every kind of change that system scope has, and three that only test the engine; the sweeps run over all of them."""
@@ -211,7 +217,7 @@ def prepare_kernel(root):
 
 def prepare(root):
     """A root as small as these plans need, with one file of odd mode and one link that must survive."""
-    for folder in ("boot", "etc/modprobe.d", "etc/profile.d", "srv", "var"):
+    for folder in ("boot", "etc/modprobe.d", "etc/profile.d", "etc/security", "srv", "var"):
         os.makedirs(f"{root}/{folder}")
     for name, data in {"libx.so": LIBRARY, "stage/manifest": STAGED_MANIFEST, **{f"stage/{name}": data for name, data in STAGED.items()}}.items():
         os.makedirs(os.path.dirname(f"{root}/srv/{name}"), exist_ok=True)
@@ -219,7 +225,8 @@ def prepare(root):
             file.write(data)
     with open(f"{root}/boot/menu.cfg", "wb") as file:
         file.write(b"menu\n")
-    for name, data, mode in (("four.cfg", OLD_FOUR, 0o640), ("five.conf", OLD_FIVE, 0o604), ("profile.d/other.sh", b"export A=1\n", 0o644)):
+    for name, data, mode in (("four.cfg", OLD_FOUR, 0o640), ("five.conf", OLD_FIVE, 0o604), ("profile.d/other.sh", b"export A=1\n", 0o644),
+                             ("security/pam_env.conf", b"# kept\nHSA_XNACK DEFAULT=1\nlast", 0o644)):  # fmt: skip
         with open(f"{root}/etc/{name}", "wb") as file:
             file.write(data)
         os.chmod(f"{root}/etc/{name}", mode)
@@ -335,6 +342,8 @@ class Truth:
             now = describe(f"{root}/{path}") if os.path.lexists(f"{root}/{path}") else None
             if now not in (base.get(path), self.after.get(path)) and not path.startswith("var"):
                 wrong.append(f"{path} is torn: {now}")
+        if os.path.exists(f"{root}/etc/hook.conf") and not os.path.isdir(f"{root}/opt/hook"):
+            wrong.append("etc/hook.conf names a folder that is not there")  # as an entry point without its module breaks a program
         for at, _, files in os.walk(f"{root}/etc"):
             for name in files:
                 short = os.path.relpath(os.path.join(at, name), root)

@@ -200,5 +200,5 @@ def test_any_history_ends_where_it_began(part):
     )  # fmt: skip
     print(f"histories: {counts}")
     assert counts["histories"] >= examples
-    assert counts["kills"] > examples
-    assert counts["rolled back"] > examples // 10
+    assert min(counts["kills"], counts["edits"], counts["applied"]) > examples // 4
+    assert counts["rolled back"] > 0
