@@ -137,6 +137,7 @@ def rollback(
     transaction: str = "",
     *,
     everything: bool = False,
+    forget: bool = False,
     scope: Scope | None = None,
     tables: Tables | None = None,
     kinds: Sequence[Kind] = KINDS,
@@ -163,10 +164,10 @@ def rollback(
             continue
         ground = locations.ground(item)
         if item == "system" and not elevate.may_write(ground, []):
-            receipts.append(elevate.ask_root(Receipt, locations, zipapp, "rollback", *(f"--transaction={name}" for name in mine)))
+            receipts.append(elevate.ask_root(Receipt, locations, zipapp, "rollback", *(f"--transaction={name}" for name in mine), *(["--forget"] if forget else [])))
         else:
             with _readable():
-                receipts.append(engine.rollback_scope(ground, kinds, tables, mine, say=_say))
+                receipts.append(engine.rollback_scope(ground, kinds, tables, mine, forget=forget, say=_say))
     return tuple(receipts) or (NOTHING,)
 
 
@@ -274,6 +275,7 @@ def _serve(argv: list[str]) -> Receipt | ScopeStatus:
     words.add_argument("verb", choices=("apply", "confirm", "rollback", "recover", "status"))
     words.add_argument("--root", required=True)
     words.add_argument("--transaction", action="append", default=[])
+    words.add_argument("--forget", action="store_true")
     given = words.parse_args(argv)
     if not given.root.startswith("/"):
         raise UsageError("--root is an absolute path")
@@ -296,7 +298,7 @@ def _serve(argv: list[str]) -> Receipt | ScopeStatus:
         if given.verb == "confirm":
             return confirming.confirm_scope(ground, KINDS, tables, transaction=engine.new_transaction(), say=_say)
         if given.verb == "rollback":
-            return engine.rollback_scope(ground, KINDS, tables, given.transaction, say=_say)
+            return engine.rollback_scope(ground, KINDS, tables, given.transaction, forget=given.forget, say=_say)
         if given.verb == "recover":
             return _recover_here(locations, "system") or NOTHING
         return engine.status_scope(ground)

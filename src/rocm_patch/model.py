@@ -352,6 +352,8 @@ class Receipt:
     verified: tuple[str, ...]
     undo: str
     """The POSIX script that undoes it without us; empty where there is none."""
+    differences: tuple[str, ...] = ()
+    """For each path that was left since somebody changed it: both versions, as a unified diff or in words."""
 
 
 # ------------------------------------------------------------------ knowledge rows

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rocm_patch.changes import environment, grown, undo
+from rocm_patch.changes import environment, grown, undo, versions
 from rocm_patch.changes.journal import UNDO, Journal
 from rocm_patch.changes.kind import Change, Kind, Look, Needs, Tables, Work
 from rocm_patch.changes.places import Ground
@@ -273,9 +273,12 @@ def _close_grown(journal: Journal, draft: Record, contents: Mapping[str, bytes],
 
 
 def rollback_scope(
-    ground: Ground, kinds: Sequence[Kind], tables: Tables, names: Sequence[str] = (), *, everything: bool = False, say: Say = lambda _: None
+    ground: Ground, kinds: Sequence[Kind], tables: Tables, names: Sequence[str] = (), *, everything: bool = False,
+    forget: bool = False, say: Say = lambda _: None,
 ) -> Receipt:  # fmt: skip
     """Take back transactions of one scope, newest first, as one transaction of its own.
+
+    What others changed stays, and with it the record of what was there before us. `forget` lets go of those records too.
 
     Raises:
         RefusedError: no such transaction, or a newer one stands on it, or another run at work.
@@ -296,11 +299,13 @@ def rollback_scope(
                 kind.release(mine, Look(ground, journal.tree, tables, tuple(reversed(active))))
         undoing = compose(journal, selected)
         newest = selected[0].transaction
-        if not undoing.undoes and not undoing.entries:
-            return Receipt(newest, "partly rolled back", (), undoing.left, "", (), "")
+        shown = tuple(versions.difference(journal, selected, path) for path in undoing.left)
+        undoes = tuple(record.transaction for record in selected) if forget else undoing.undoes
+        if not undoes and not undoing.entries:
+            return Receipt(newest, "partly rolled back", (), undoing.left, "", (), "", shown)
         number = max(record.number for record in active) + 1
         name = new_transaction()
-        record = Record(RECORD_SCHEMA, number, name, "rollback", ground.scope, (), undoing.entries, undoing.undoes, None)
+        record = Record(RECORD_SCHEMA, number, name, "rollback", ground.scope, (), undoing.entries, undoes, None)
 
         def finish(draft: Record) -> Record:
             again = _generated_again(undoing.stale, selected, ground, journal, name, tables, kinds, say)
@@ -311,7 +316,7 @@ def rollback_scope(
             )  # fmt: skip
             verified = (*(f"{path}: as it was" for path in changed), *_seen_back(selected, ground, journal, name, tables, kinds, say))
             outcome = "partly rolled back" if undoing.left else "rolled back"
-            receipt = Receipt(newest, outcome, changed, undoing.left, _needs(selected, tables, kinds) if changed else "", verified, "")  # type: ignore[arg-type]
+            receipt = Receipt(newest, outcome, changed, undoing.left, _needs(selected, tables, kinds) if changed else "", verified, "", shown)  # type: ignore[arg-type]
             return dataclasses.replace(draft, receipt=receipt)
 
         done = Transaction(journal, record).run(undoing.contents, b"", finish)

@@ -49,7 +49,7 @@ def check(place: Place, change: Change, ground: Ground, tree: Tree) -> list[str]
     else:
         said = [f"{change.path}: {name}={value_of(item)}" for name, item in sorted(settings.items())]
     reach, beyond, next_step = place.told()
-    return [*said, f"in force in {reach}", f"not in {beyond}", f"counts after this: {next_step}"]
+    return [*said, f"in force in {reach}", f"not in force in {beyond}", f"counts after this: {next_step}"]
 
 
 # ------------------------------------------------------------------ shells

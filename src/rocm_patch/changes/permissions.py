@@ -240,7 +240,7 @@ def _trigger(work: Work) -> None:
             work.say(f"udevadm {words[0]} ended with {ended.code}; the rule counts after a restart")
 
 
-def verify(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[str, ...]:
+def verify(_steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[str, ...]:
     """Read the rule and the member lists back; udev's own judge is asked where it knows how.
 
     Raises:
