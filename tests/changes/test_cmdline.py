@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from changes_support import TABLES, clone, difference, do_apply, do_rollback, managed, plan_for, snapshot
 
+import rocm_patch
 from rocm_patch.apply import confirm, status
 from rocm_patch.changes import Locations, boot_loaders, cmdline, cmdline_trial, custom_menu, engine, grub_drop_in, grub_environment, grub_menu
 from rocm_patch.changes.kind import Look
@@ -417,3 +420,23 @@ def test_the_plan_file_holds_ids_and_no_bytes(layout):
     root = layout("debian-12")
     plan = plan_for(step("trial"), Locations(str(root)))
     assert set(plan.facts) == {f"system:{path[1:]}" for path in (cmdline_trial.UNIT, cmdline_trial.WANTED)}
+
+
+def test_the_command_plans_applies_and_takes_back(layout):
+    """The commands as a user types them, with the tables that are shipped."""
+    root = layout("debian-12")
+    before = snapshot(root)
+    file = root.parent / "plan.json"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(root.parent), "PYTHONPATH": str(Path(rocm_patch.__file__).parents[1]), "LC_ALL": "C.UTF-8"}
+
+    def run(*words, code=0):
+        ended = subprocess.run([sys.executable, "-m", "rocm_patch", *words], capture_output=True, text=True, env=environment, check=False)
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        return ended.stdout + ended.stderr
+
+    assert "+GRUB_CMDLINE_LINUX_DEFAULT" in run("plan", "--root", root, "--remedy", "iommu-passthrough", "-o", file)
+    assert snapshot(root) == before
+    assert "grub-mkconfig -o /boot/grub/grub.cfg" in run("apply", "--root", root, file, "--yes")
+    assert "nothing is on trial" in run("confirm", "--root", root, "--yes", code=5)
+    run("rollback", "--root", root, "--all", "--yes")
+    assert snapshot(root) == before
