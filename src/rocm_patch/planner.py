@@ -107,6 +107,8 @@ def _wanted(case: Case, diagnosis: Diagnosis) -> tuple[str, ...]:
 
 def _environment(case: Case, id_: str, choices: Choices) -> Iterable[Step]:
     values = choices.values or {}
+    if id_ in ("drop-override", "drop-setting") and values.get("place"):
+        return [_of_service(case, id_, values["place"])]
     if id_ == "drop-override":
         return _drops(case, id_, [setting for setting in _in_files(case) if setting.name.startswith(OVERRIDE)])
     if id_ == "drop-setting":
@@ -124,6 +126,17 @@ def _environment(case: Case, id_: str, choices: Choices) -> Iterable[Step]:
     if id_ == "environment-profile":
         return [_placed(case, id_, _profile(case, values.get("profile", ""), choices.sets), values, "system")]
     raise UsageError(f"{id_} cannot be planned by this version")
+
+
+def _of_service(case: Case, id_: str, place: str) -> Step:
+    """Take out of one service what its unit files set; for those who name the place."""
+    scope = environment_places.scope_of(place, "system")
+    unit = environment_places.find(place, scope).name.removesuffix(".service")
+    found = [item for item in case.machine.settings if item.origin == "systemd" and item.reach == f"service {unit}" and item.value and not item.ours]
+    wanted = [item for item in found if (item.name.startswith(OVERRIDE) if id_ == "drop-override" else _to_drop(case, item))]
+    if not wanted:
+        raise RefusedError(f"{id_}: no unit file of {unit} sets anything that this would take out", "see: rocm-patch status")
+    return Step(id_, scope, {"unset": tuple(f"{item.name}={item.value}" for item in wanted), "place": (place,)})
 
 
 def _profile(case: Case, name: str, sets: tuple[str, ...]) -> tuple[str, ...]:
