@@ -19,6 +19,7 @@ from rocm_patch.changes import Locations, engine, modprobe, modprobe_config
 from rocm_patch.changes.modprobe_config import Option
 from rocm_patch.errors import EXIT_REFUSED, FormatError, RefusedError, RocmPatchError
 from rocm_patch.knowledge.conditions import Context, in_scope, recommended, status
+from rocm_patch.machine import recorded, settings, user
 from rocm_patch.model import SCHEMA, Known, Plan, Step, Unknown
 from rocm_patch.root import Root
 
@@ -398,6 +399,14 @@ def test_under_another_root_nothing_of_this_kernel_is_read(root):
     look = engine.peek(Locations(str(root)).ground("system"), knowledge.load())
     (held,) = modprobe.in_force((), look)
     assert (held.name, held.wanted, held.found, held.holds) == ("amdgpu.noretry", "0", None, None)
+
+
+def test_the_doctor_knows_our_file(root):
+    """It would tell the user to delete words from it with sed, and then call that a foreign edit."""
+    do(root, step("mtype-local"))
+    place = Root(str(root))
+    found, _ = settings.collect(place, user.find(place, recorded.read(place)), knowledge.load(), {})
+    assert [(item.name, item.value, item.ours) for item in found if item.origin == "modprobe"] == [("amdgpu.mtype_local", "1", True)]
 
 
 # ------------------------------------------------------------------ what the evidence says

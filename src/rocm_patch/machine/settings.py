@@ -17,8 +17,10 @@ from rocm_patch.machine.user import User
 from rocm_patch.model import Known, Setting, SettingKind, Unknown
 from rocm_patch.root import Root
 
-OURS = ("zz-rocm-patch.sh", "90-rocm-patch.conf", "80-rocm-patch.conf")
+OURS = ("zz-rocm-patch.sh", "zz-rocm-patch.conf", "90-rocm-patch.conf", "80-rocm-patch.conf")
 """Names of our files, whatever the folder. A menu entry bears the application's name: it is known by its first line."""
+OUR_LIBRARIES = "/usr/local/lib/rocm-patch/"
+"""Where the preload kind puts them: the file that names them is not ours, the word is."""
 _OUR_HEAD = "# Settings of rocm-patch "
 
 _SHELL_FILES = (".profile", ".bash_profile", ".bash_login", ".bashrc", ".bash_aliases", ".zshenv", ".zprofile", ".zshrc", ".xprofile", ".xsessionrc")
@@ -259,6 +261,7 @@ class _Reader:
         kind: SettingKind = row.kind
         shown = path if path == "environment" else "/" + path.lstrip("/")
         ours = any(shown.endswith(f"/{own}") for own in OURS) or path in self.ours
+        ours = ours or (origin == "preload" and (value or "").startswith(OUR_LIBRARIES))
         if replaces and not any(item.name == name and item.value == replaces for item in self.found):
             return  # our own guard against a value that nobody sets any more
         self.found.append(Setting(name, value, kind, origin, shown, line, reach, True, ours))
