@@ -616,3 +616,13 @@ def test_the_running_system(tmp_path):
     assert ended.returncode == 0, ended.stderr[-3000:]
     print(ended.stdout.strip())
     assert set(SOURCES) >= set(FATAL)
+
+
+def test_doctor_knows_our_own_entry(tmp_path):
+    """A word of ours in the file is no folklore that somebody arrived with."""
+    from rocm_patch import machine
+    from rocm_patch.root import Root
+
+    root = plain_root(tmp_path, f"/usr/local/lib/rocm-patch/{DIGEST}/x.so\n/opt/librdna_shim.so\n".encode())
+    found = [item for item in machine.collect(Root(str(root)), knowledge.load()).settings if item.name == "ld.so.preload"]
+    assert [(item.value, item.ours) for item in found] == [(f"/usr/local/lib/rocm-patch/{DIGEST}/x.so", True), ("/opt/librdna_shim.so", False)]

@@ -84,7 +84,7 @@ def _rpm(root: Root, path: str) -> tuple[str, tuple[str, ...]] | None:
     if not os.access(_RPM_PROGRAM, os.X_OK):
         raise RefusedError(f"{folder} says whose files are whose, and there is no {_RPM_PROGRAM} to read it; nothing was changed")
     where = [] if root.live else ["--dbpath", root.host(folder)]
-    words = "[%{NAME}\t%{FILENAMES}\t%{FILEFLAGS}\t%{FILEDIGESTS}\n]"
+    words = "[%{=NAME}\t%{FILENAMES}\t%{FILEFLAGS}\t%{FILEDIGESTS}\n]"
     ended = run([_RPM_PROGRAM, *where, "-q", "--queryformat", words, "--whatprovides", path] if root.live else
                 [_RPM_PROGRAM, *where, "-qa", "--queryformat", words], timeout=120, output_limit=_LIMIT)  # fmt: skip
     if ended.code not in (0, 1) or ended.timed_out:
