@@ -37,7 +37,7 @@ class Run:
     """Seconds since power-on of each watched text that was seen."""
 
 
-def boot(disk: Path, watch: dict[str, str], *, limit: float = 900, bad_sector: int | None = None, echo: Callable[[str], None] | None = None) -> Run:
+def boot(disk: Path, watch: dict[str, str], *, limit: float = 3600, bad_sector: int | None = None, echo: Callable[[str], None] | None = None) -> Run:
     """Power on, and act on what is read: `watch` maps a text to "note", "reset" (the button, once) or "stop" (the plug).
 
     "stop" and "reset" lose what the guest holds in its own memory. What it has given to the disk stays, synced or not: only

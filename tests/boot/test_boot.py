@@ -61,18 +61,18 @@ def begin_trial(disk, also=""):
 def test_a_trial_that_came_up_is_confirmed_and_taken_back(disk):
     """One start with the word, confirmed there; from then on every start has it; after a rollback none."""
     with mounted(disk) as system:
-        scenarios.prepare(system)
+        scenarios.prepare(system, systemd=True)
         before = system.digest(*MANAGED)
         system.install_tool()
         debian.Tool(system, inside=False).apply("iommu-passthrough", "stage=trial")
-        scenarios.prepare(system, commands=f"{CONFIRM}; echo REPORT confirm $?")
+        scenarios.prepare(system, commands=f"{CONFIRM}; echo REPORT confirm $?", systemd=True)
     trial = scenarios.start(disk)
     assert WORD in trial.words
     assert trial.values["note"].endswith(trial.values["cmdline"] + " ")
     assert trial.values["confirm"] in ("0", "4"), trial.run.text[-3000:]
 
     with mounted(disk) as system:
-        scenarios.prepare(system)
+        scenarios.prepare(system, systemd=True)
         assert " iommu=pt" in system.path("/boot/grub/grub.cfg").read_text()
     assert scenarios.start(disk).words.count(WORD) == 1
 

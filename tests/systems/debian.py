@@ -7,6 +7,7 @@ devices are not needed (many virtual machines have none), so GRUB's first sector
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -269,15 +270,17 @@ def copy_disk(release: Release, folder: Path) -> Path:
 
 def disk(release: Release) -> Path:
     """The cached disk of a release; built first if this recipe has not been built yet (a minute or two, 150 MB to download)."""
-    made_by = [inspect.getsource(function) for function in (_build, _bootstrap, _configure, _install_grub, _mount_kernel_folders)]
+    # As parsed: a formatter's or a comment's change is no reason to fetch everything again.
+    functions = (_build, _bootstrap, _configure, _install_grub, _mount_kernel_folders)
+    made_by = [ast.dump(ast.parse(inspect.getsource(function))) for function in functions]
     recipe = hashlib.sha256(repr((made_by, PACKAGES, DISK_BYTES, DEFAULT_GRUB, INITRAMFS_CONF, INITRAMFS_MODULES)).encode()).hexdigest()[:12]
     wanted = CACHE / f"debian-{release.number}-{recipe}.img"
     with _locked():
         if not wanted.exists():
-            for old in CACHE.glob(f"debian-{release.number}-*"):
-                old.unlink()
             unfinished = wanted.with_suffix(".unfinished")
             _build(release, unfinished)
+            for old in CACHE.glob(f"debian-{release.number}-*.img"):
+                old.unlink()
             unfinished.rename(wanted)
     return wanted
 
