@@ -45,6 +45,8 @@ class Tables:
                 "words": remedy("words", "manual", ()),
                 "made": remedy("made", "made", ("word",)),
                 "grow": remedy("grow", "grow", ()),
+                "place": remedy("place", "environment", ("set", "unset", "place")),
+                "member": remedy("member", "permissions", ("user", "group", "access")),
                 "preload": remedy("preload", "preload", ("library", "sha256")),
                 "prefix": remedy("prefix", "prefix", ("source", "name", "version", "sha256")),
                 "neutralise": remedy("neutralise", "neutralise", ("file", "line", "text", "action")),
@@ -163,7 +165,17 @@ NEUTRALISE_STEPS = (Step("neutralise", "system", {"file": ("/etc/security/pam_en
 CMDLINE_STEPS = (Step("iommu-passthrough", "system", {"stage": ("direct",)}),)
 TRIAL_STEPS = (Step("iommu-passthrough", "system", {"stage": ("trial",)}),)
 MODPROBE_STEPS = (Step("noretry", "system", {"value": ("0",)}),)
+PLACES_STEPS = (
+    Step("place", "system", {"set": ("MIOPEN_FIND_MODE=FAST",), "place": ("service:sshd",)}),
+    Step("place", "system", {"set": ("MIOPEN_FIND_MODE=FAST",), "place": ("all-sessions",)}),
+    Step("place", "system", {"set": ("MIOPEN_FIND_MODE=FAST",), "place": ("all-services",)}),
+)
+PERMISSIONS_STEPS = (
+    Step("member", "system", {"user": ("alice",), "group": ("render",)}),
+    Step("member", "system", {"group": ("render",), "access": ("seat",)}),
+)
 CASES = {
+    "places": PLACES_STEPS, "permissions": PERMISSIONS_STEPS,
     "five": FIVE_STEPS, "environment": ENVIRONMENT_STEPS, "generated": MADE_STEPS, "grown": GROW_STEPS,
     "preload": PRELOAD_STEPS, "prefix": PREFIX_STEPS, "neutralise": NEUTRALISE_STEPS,
     "cmdline": CMDLINE_STEPS, "trial": TRIAL_STEPS, "modprobe": MODPROBE_STEPS,
@@ -233,6 +245,16 @@ def prepare(root):
     os.symlink("four.cfg", f"{root}/etc/link")
     prepare_boot(root)
     prepare_kernel(root)
+    os.makedirs(f"{root}/usr/lib/systemd/system", exist_ok=True)
+    for name, data, mode in (
+        ("etc/group", b"root:x:0:\nrender:x:109:bo\nusers:x:100:alice,bo\n", 0o644),
+        ("etc/gshadow", b"root:*::\nrender:!::bo\nusers:*::alice,bo\n", 0o640),
+        ("etc/passwd", b"alice:x:1000:1000::/home/alice:/bin/sh\n", 0o644),
+        ("usr/lib/systemd/system/sshd.service", b"[Service]\nExecStart=/bin/true\n", 0o644),
+    ):
+        with open(f"{root}/{name}", "wb") as file:
+            file.write(data)
+        os.chmod(f"{root}/{name}", mode)
     return str(root)
 
 

@@ -159,7 +159,7 @@ def card_tree(folder, *cards):
 
 def conditional(folder):
     text = text_of({"MIOPEN_FIND_MODE": Setting((), "FAST", None, ("731f", "7340"))}, "shell")
-    return text.replace("/sys/bus/pci/devices", str(folder))
+    return text.replace("/sys/bus/pci/drivers/amdgpu", str(folder))
 
 
 def sourced(shell, text, options, at):
@@ -185,8 +185,8 @@ def test_the_card_is_asked_for_in_every_shell(shell, options, tmp_path):
 
 
 def test_the_question_is_quick(tmp_path):
-    """Sixty devices; the best of five is compared with the same shell doing nothing."""
-    devices = [("0x8086", "0x0001")] * 60
+    """Four cards, none of them ours; the best of nine is compared with the same shell doing nothing."""
+    devices = [("0x1002", "0x73bf")] * 4
     text = conditional(card_tree(tmp_path / "many", *devices))
     file = tmp_path / "drop-in.sh"
     file.write_text(text)

@@ -75,10 +75,10 @@ def source(data: bytes, settings: Settings) -> list[str]:
 
 
 def card_is_here(cards: Sequence[str]) -> bool:
-    """Whether the running machine has one of these cards: the question that the drop-in asks, asked another way."""
+    """Whether amdgpu drives one of these cards on the running machine: the question that the drop-in asks, asked another way."""
     root = Root("/")
-    for name in root.list("sys/bus/pci/devices"):
-        vendor, device = (root.word(f"sys/bus/pci/devices/{name}/{key}") for key in ("vendor", "device"))
+    for name in root.list("sys/bus/pci/drivers/amdgpu"):
+        vendor, device = (root.word(f"sys/bus/pci/drivers/amdgpu/{name}/{key}") for key in ("vendor", "device"))
         if isinstance(vendor, Known) and isinstance(device, Known) and vendor.value == "0x1002" and device.value in {f"0x{card}" for card in cards}:
             return True
     return False

@@ -21,10 +21,10 @@ HEAD: Final = """\
 INTERPRETER: Final = "#!/bin/sh\n"
 _SECTION: Final[Mapping[str, str]] = {"unit": "[Service]\n", "manager": "[Manager]\n"}
 _GUARD_HEAD: Final = """\
-if (  # where one of these cards is in the machine; in a process of its own, so that no name and no option of the shell is touched
+if (  # where amdgpu drives one of these cards; in a process of its own, so that no name and no option of the shell is touched
   set +eu
   [ -z "${ZSH_VERSION-}" ] || emulate sh
-  for at in /sys/bus/pci/devices/*; do
+  for at in /sys/bus/pci/drivers/amdgpu/*:*; do
     read -r vendor < "$at/vendor" && [ "$vendor" = 0x1002 ] || continue
     read -r device < "$at/device" || continue
 """
@@ -62,7 +62,7 @@ class Setting:
     neutral: str | None = None
     """Where a file can only set: what stands there instead of a harmful value."""
     cards: tuple[str, ...] = ()
-    """PCI device ids of AMD, as 731f: the setting counts where one of them is in the machine. Empty: everywhere."""
+    """PCI device ids of AMD, as 731f: the setting counts where amdgpu drives one of them. Empty: everywhere."""
 
 
 Settings = Mapping[str, Setting]
