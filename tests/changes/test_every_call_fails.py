@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from changes_support import CASES, EXHAUSTIVE, Truth, clone, do_apply, do_recover, do_rollback, managed
-from test_kill import begin, drivers, needs_tracer, points_of
+from test_kill import LOOKS, begin, drivers, needs_tracer, points_of
 
 from rocm_patch.apply import status
 from rocm_patch.changes import Locations
@@ -109,13 +109,14 @@ def sweep(verb, case, scratch):
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_every_call_fails(verb, case, scratch):
     points, fine, wrong = sweep(verb, case, scratch)
-    calls = sorted({where.split(" at ")[1].split()[0] for where in fine})
+    calls = sorted({where.split(" at ")[1].split()[0] for where in fine if "EINTR" not in where})  # the interpreter tries those again
     print(f"failing calls, {case}, {verb}: {points} cases, {len(wrong)} wrong; {len(fine)} did no harm ({', '.join(calls)})")
     assert not wrong, wrong[:5]
+    assert {*calls} <= LOOKS | {"openat", "read"}, fine  # a look that failed and did not matter; never a write or a sync
     assert points >= (5_000 if EXHAUSTIVE and case == "five" else 8)
 
 
-LIMITS = (0, 1, 7, 64, 400, 1000, 2400, 5000)
+LIMITS = (0, 1, 7, 64, 400, 1000, 5000, 1_000_000)
 
 
 @pytest.mark.parametrize("verb", ["apply", "rollback"])
