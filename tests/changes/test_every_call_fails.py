@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from changes_support import CASES, EXHAUSTIVE, Truth, clone, do_apply, do_recover, do_rollback, managed
-from test_kill import LOOKS, begin, drivers, needs_tracer, points_of
+from test_kill import begin, drivers, needs_tracer, points_of
 
 from rocm_patch.apply import status
 from rocm_patch.changes import Locations
@@ -26,6 +26,10 @@ ERRORS = ("EIO", "ENOSPC", "EACCES", "EROFS", "EMFILE", "ENOMEM")
 VERBS = ("apply", "rollback", "recover")
 SELECTED = 12
 """Points of each case and verb that a commit tries; each with one of the errors, once or from then on."""
+CHANGING = {
+    "write", "fsync", "rename", "renameat", "renameat2", "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir", "symlink", "symlinkat", "fchmod", "fchown",
+    "fchownat", "fsetxattr", "fremovexattr", "flock",
+}  # fmt: skip
 SURPRISE = 70
 """The driver's exit code for anything that is no error of ours."""
 
@@ -112,7 +116,7 @@ def test_every_call_fails(verb, case, scratch):
     calls = sorted({where.split(" at ")[1].split()[0] for where in fine if "EINTR" not in where})  # the interpreter tries those again
     print(f"failing calls, {case}, {verb}: {points} cases, {len(wrong)} wrong; {len(fine)} did no harm ({', '.join(calls)})")
     assert not wrong, wrong[:5]
-    assert {*calls} <= LOOKS | {"openat", "read"}, fine  # a look that failed and did not matter; never a write or a sync
+    assert not CHANGING & {*calls}, fine  # a look may fail and not matter; never a write or a sync
     assert points >= (5_000 if EXHAUSTIVE and case == "five" else 8)
 
 
