@@ -27,8 +27,9 @@ VERBS = ("apply", "rollback", "recover")
 SELECTED = 12
 """Points of each case and verb that a commit tries; each with one of the errors, once or from then on."""
 CHANGING = {
-    "write", "fsync", "rename", "renameat", "renameat2", "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir", "symlink", "symlinkat", "fchmod", "fchown",
-    "fchownat", "fsetxattr", "fremovexattr", "flock",
+    "write", "fsync", "flock", "rename", "renameat", "renameat2",
+    "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir", "symlink", "symlinkat", "fchmod", "fchown",
+    "fchownat", "fsetxattr", "fremovexattr",
 }  # fmt: skip
 SURPRISE = 70
 """The driver's exit code for anything that is no error of ours."""
