@@ -13,7 +13,8 @@ from systems.debian import System
 
 PARAMETERS: Final = ("mtype_local", "noretry", "vm_fragment_size", "gpu_recovery", "cwsr_enable", "lockup_timeout")
 UP: Final = "REPORT end"
-PANIC: Final = "Kernel panic - not syncing"
+PANIC: Final = "---[ end Kernel panic - not syncing"
+"""The last line of a panic."""
 NOT_LOADED: Final = "not loaded"
 _LINE: Final = re.compile(r"^REPORT (\S+) ?(.*)$", re.MULTILINE)
 
