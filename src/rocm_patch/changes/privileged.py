@@ -29,6 +29,7 @@ MODULES: Final = (
     "changes/grub_generate.py", "changes/grub_menu.py", "changes/guard.py", "changes/image_owners.py", "changes/initramfs.py",
     "changes/initramfs_entry.py", "changes/journal.py", "changes/kernel_parameters.py", "changes/kind.py", "changes/loader_entries.py",
     "changes/modprobe.py", "changes/modprobe_config.py", "changes/permissions.py", "changes/places.py", "changes/prefix.py",
+    "changes/file_owners.py", "changes/neutralise.py",
     "changes/prefix_manifest.py", "changes/preflight.py", "changes/preload.py", "changes/privileged.py", "changes/record.py",
     "changes/system_tools.py", "changes/transaction.py", "changes/undo.py", "changes/unpack.py", "changes/venv.py", "changes/versions.py",
 )  # fmt: skip
