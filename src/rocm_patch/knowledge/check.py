@@ -66,7 +66,7 @@ def problems(knowledge: Knowledge) -> Iterator[str]:
         for pair in profile.set:
             name, _, value = pair.partition("=")
             allowed = knowledge.settings[name].may_set if name in knowledge.settings else ""
-            if not allowed or not re.fullmatch(allowed, value):
+            if not allowed or (not list(_pattern(where, allowed)) and not re.fullmatch(allowed, value)):
                 yield f"{where}: {pair} is not what the row of {name} allows to set"
         yield from _sources(where, profile.sources)
     for launcher in knowledge.launchers:
