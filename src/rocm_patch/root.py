@@ -31,6 +31,7 @@ TEMPORARY_PREFIX: Final = ".rocm-patch-"
 """Readers of drop-in folders skip names that start with a dot and have none of their endings."""
 
 _TEMPORARY: Final = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{16}")
+_INNER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR)
 _NUMBER: Final = re.compile(r"(\d+)")
 
@@ -356,14 +357,11 @@ class Tree:
         """Remove a folder of ours with all that is in it, by descriptor. For folders whose content others made for us."""
         self._note("rmtree", path)
         with self._parent(path) as (folder, name):
-            for _, folders, files, inner in os.fwalk(name, topdown=False, dir_fd=folder):
-                for file in files:
-                    os.unlink(file, dir_fd=inner)
-                for sub in folders:
-                    try:
-                        os.rmdir(sub, dir_fd=inner)
-                    except NotADirectoryError:  # a link to a folder is listed as one
-                        os.unlink(sub, dir_fd=inner)
+            descriptor = os.open(name, _INNER, dir_fd=folder)
+            try:
+                _empty(descriptor)
+            finally:
+                os.close(descriptor)
             os.rmdir(name, dir_fd=folder)
 
     # -- composed of them
@@ -486,6 +484,22 @@ class Tree:
             raise RefusedError(f"{path!r} names no file")
         with self._folder(parts[:-1], path) as folder:
             yield folder, parts[-1]
+
+
+def _empty(folder: int) -> None:
+    """Remove all that is in a folder. Not os.fwalk: that opens what a link points to before it looks whether it is one."""
+    with os.scandir(folder) as entries:
+        inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in inside:
+        if is_folder:
+            descriptor = os.open(name, _INNER, dir_fd=folder)
+            try:
+                _empty(descriptor)
+            finally:
+                os.close(descriptor)
+            os.rmdir(name, dir_fd=folder)
+        else:
+            os.unlink(name, dir_fd=folder)
 
 
 def _kind(mode: int) -> str:

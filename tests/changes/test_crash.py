@@ -84,7 +84,7 @@ def test_recovery_killed_as_well(case, verb, scratch):
     truth, source = Truth.of(steps, scratch), start(steps, verb, scratch)
     total = count_operations(lambda observe: act(steps, verb, clone(source, f"{scratch}/run"), observe))
     pairs, wrong = 0, []
-    for first in range(1, total + 1, 1 if EXHAUSTIVE else max(4, total // 12)):
+    for first in range(1, total + 1, 1 if EXHAUSTIVE else max(4, total // 5)):
         broken = clone(source, f"{scratch}/broken")
         with pytest.raises(Killed):
             act(steps, verb, broken, DieAt(first))
@@ -101,7 +101,7 @@ def test_recovery_killed_as_well(case, verb, scratch):
                 break
     print(f"killed twice, {case}, {verb}: {pairs} pairs, {len(wrong)} wrong")
     assert not wrong, wrong[:5]
-    assert pairs > (100 if EXHAUSTIVE else 20)
+    assert pairs > (100 if EXHAUSTIVE else 10)
 
 
 def etc_of(tree):

@@ -174,6 +174,26 @@ def test_hostile_trees(scratch):
     assert min(answers.values()) > TREES // 4
 
 
+@pytest.mark.parametrize("name", ["link", ".rocm-patch-0123456789abcdef", "__pycache__"])
+def test_a_link_in_a_folder_that_goes_as_a_whole_is_not_opened(name, scratch):
+    """os.fwalk opens what a link points to before it sees that it is one; seen at tree 1068."""
+    outside, root = outside_of(scratch), prepare(f"{scratch}/root")
+    do_apply(root, CASES["grown"])
+    os.symlink(outside, f"{root}/opt/engine/{name}")
+    watch = Watch(outside)
+    do_rollback(root)
+    os.unlink(f"{root}/opt/engine/{name}")
+    do_rollback(root)
+    assert not os.path.lexists(f"{root}/opt")
+    tree = Locations(root).ground("system").tree()
+    tree.ensure_folder("opt/x/inner")
+    os.symlink(outside, f"{root}/opt/x/inner/{name}")
+    tree.remove_tree("opt")
+    assert not os.path.lexists(f"{root}/opt")
+    assert watch.events() == []
+    watch.close()
+
+
 # ------------------------------------------------------------------ while we write
 
 

@@ -23,7 +23,7 @@ from changes_support import CASES, EXHAUSTIVE, DieAt, Killed, Truth, clone, coun
 import rocm_patch
 from rocm_patch.errors import RefusedError
 
-SOME = 36
+SOME = 20
 """Points of each kind and verb that a commit tries: every primitive of it dies in test_crash.py, and all calls on demand."""
 SOURCE = str(Path(rocm_patch.__file__).parents[1])
 DRIVER = str(Path(__file__).with_name("driver.py"))
@@ -184,7 +184,7 @@ def test_killed_at_every_call_that_matters(verb, case, scratch):
     points, wrong = sweep(verb, case, begin(verb, case, scratch), scratch, every_call=False, some=not EXHAUSTIVE and case != "five")
     print(f"kill -9, {case}, {verb}: {points} points, {points - len(wrong)} exactly before or after")
     assert not wrong, wrong[:5]
-    assert points > 15
+    assert points > 9
 
 
 @needs_tracer

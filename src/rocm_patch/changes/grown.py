@@ -93,8 +93,10 @@ def manifest(tree: Tree, path: str) -> bytes:
     found: dict[str, str] = {}
     with tree.opened(path) as top:
         for at, folders, files, here in os.fwalk(".", dir_fd=top, follow_symlinks=False, onerror=_raise):
-            folders[:] = sorted(name for name in folders if name != CACHE)
-            for name in sorted([*files, *(name for name in folders if _is_link(name, here))]):
+            links = [name for name in folders if _is_link(name, here)]
+            # Taken out before the walk goes on: it would open what they point to, and only then see that they are links.
+            folders[:] = sorted(name for name in folders if name != CACHE and name not in links)
+            for name in sorted([*files, *links]):
                 found[os.path.normpath(os.path.join(at, name))] = _mark(name, here)
     return json.dumps(found, sort_keys=True, indent=0, ensure_ascii=True).encode()
 
