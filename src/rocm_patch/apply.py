@@ -16,10 +16,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NoReturn
 
 from rocm_patch import codec, knowledge
-from rocm_patch.changes import KINDS, Kind, Locations, Tables, elevate, engine, facts, preview, privileged
+from rocm_patch.changes import KINDS, Kind, Locations, Tables, confirming, elevate, engine, facts, preview, privileged
 from rocm_patch.changes.engine import ManagedFile, ScopeStatus
 from rocm_patch.changes.journal import Journal, is_transaction
-from rocm_patch.changes.transaction import recover as recover_journal
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError, UsageError
 from rocm_patch.model import SCHEMA, Plan, Receipt, Scope
 from rocm_patch.run import CLEAN
@@ -107,6 +106,29 @@ def _by_root(plan: Plan, locations: Locations, tables: Tables, kinds: Sequence[K
     return "change" if any(before != after for _, before, after in found) else "satisfied"
 
 
+def confirm(
+    locations: Locations,
+    *,
+    tables: Tables | None = None,
+    kinds: Sequence[Kind] = KINDS,
+    say: engine.Say = _say,
+    zipapp: str = privileged.INSTALLED,
+) -> tuple[Receipt, ...]:
+    """Make permanent what is on trial and came up well. Only what starts a machine can be on trial: system scope.
+
+    Raises:
+        RefusedError: nothing is on trial, the trial was not passed, or this is not the machine itself.
+        RocmPatchError: it failed; everything is as before.
+    """
+    privileged.refuse_sudo()
+    tables = tables or knowledge.load()
+    ground = locations.ground("system")
+    if not elevate.may_write(ground, []):
+        return (elevate.ask_root(Receipt, locations, zipapp, "confirm"),)
+    with _readable():
+        return (confirming.confirm_scope(ground, kinds, tables, transaction=engine.new_transaction(), say=say),)
+
+
 # ------------------------------------------------------------------ rollback, recover, status
 
 
@@ -115,6 +137,7 @@ def rollback(
     transaction: str = "",
     *,
     everything: bool = False,
+    forget: bool = False,
     scope: Scope | None = None,
     tables: Tables | None = None,
     kinds: Sequence[Kind] = KINDS,
@@ -128,7 +151,7 @@ def rollback(
     """
     privileged.refuse_sudo()
     tables = tables or knowledge.load()
-    scopes = [(item, _names(locations, item, zipapp)) for item in reversed(locations.scopes()) if scope in (None, item)]
+    scopes = [(item, _names(locations, item, zipapp, tables, kinds)) for item in reversed(locations.scopes()) if scope in (None, item)]
     known = {name for _, names in scopes for name in names}
     if transaction and transaction not in known:
         raise RefusedError(f"there is no transaction {transaction} in force", "see 'rocm-patch status'")
@@ -141,14 +164,14 @@ def rollback(
             continue
         ground = locations.ground(item)
         if item == "system" and not elevate.may_write(ground, []):
-            receipts.append(elevate.ask_root(Receipt, locations, zipapp, "rollback", *(f"--transaction={name}" for name in mine)))
+            receipts.append(elevate.ask_root(Receipt, locations, zipapp, "rollback", *(f"--transaction={name}" for name in mine), *(["--forget"] if forget else [])))
         else:
             with _readable():
-                receipts.append(engine.rollback_scope(ground, kinds, tables, mine))
+                receipts.append(engine.rollback_scope(ground, kinds, tables, mine, forget=forget, say=_say))
     return tuple(receipts) or (NOTHING,)
 
 
-def _names(locations: Locations, scope: Scope, zipapp: str) -> list[str]:
+def _names(locations: Locations, scope: Scope, zipapp: str, tables: Tables, kinds: Sequence[Kind]) -> list[str]:
     """Transactions in force, oldest first, once what was left open is taken back."""
     ground = locations.ground(scope)
     if scope == "system" and not elevate.may_write(ground, []):
@@ -159,11 +182,13 @@ def _names(locations: Locations, scope: Scope, zipapp: str) -> list[str]:
             elevate.ask_root(Receipt, locations, zipapp, "recover")
             found = elevate.ask_root(ScopeStatus, locations, zipapp, "status")
         return [record.transaction for record in found.transactions]
-    _recover_here(locations, scope)
+    _recover_here(locations, scope, tables, kinds)
     return [record.transaction for record in engine.status_scope(ground).transactions]
 
 
-def recover(locations: Locations, *, zipapp: str = privileged.INSTALLED) -> tuple[Receipt, ...]:
+def recover(
+    locations: Locations, *, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS, zipapp: str = privileged.INSTALLED
+) -> tuple[Receipt, ...]:  # fmt: skip
     """Take back what a kill or a power cut left open. No receipts: there was nothing, and nothing was written.
 
     Raises:
@@ -178,13 +203,13 @@ def recover(locations: Locations, *, zipapp: str = privileged.INSTALLED) -> tupl
             if elevate.has_journal(ground):
                 found.append(elevate.ask_root(Receipt, locations, zipapp, "recover"))
         else:
-            found.append(_recover_here(locations, scope))
+            found.append(_recover_here(locations, scope, tables, kinds))
     return tuple(receipt for receipt in found if receipt is not None and receipt != NOTHING)
 
 
-def _recover_here(locations: Locations, scope: Scope) -> Receipt | None:
+def _recover_here(locations: Locations, scope: Scope, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> Receipt | None:
     with _readable(), Journal(locations.ground(scope)).opened() as journal:
-        return recover_journal(journal)
+        return engine.recover_open(journal, tables, kinds, _say)
 
 
 def status(locations: Locations) -> tuple[ScopeStatus, ...]:
@@ -247,9 +272,10 @@ def _cut_off() -> None:
 
 def _serve(argv: list[str]) -> Receipt | ScopeStatus:
     words = _Words(prog=privileged.NAME, add_help=False, allow_abbrev=False)
-    words.add_argument("verb", choices=("apply", "rollback", "recover", "status"))
+    words.add_argument("verb", choices=("apply", "confirm", "rollback", "recover", "status"))
     words.add_argument("--root", required=True)
     words.add_argument("--transaction", action="append", default=[])
+    words.add_argument("--forget", action="store_true")
     given = words.parse_args(argv)
     if not given.root.startswith("/"):
         raise UsageError("--root is an absolute path")
@@ -269,8 +295,10 @@ def _serve(argv: list[str]) -> Receipt | ScopeStatus:
             _check_plan(plan, locations, tables, KINDS)
             name = given.transaction[0] if given.transaction else engine.new_transaction()
             return engine.apply_scope(plan.steps, plan.facts, ground, tables=tables, kinds=KINDS, transaction=name, say=_say)
+        if given.verb == "confirm":
+            return confirming.confirm_scope(ground, KINDS, tables, transaction=engine.new_transaction(), say=_say)
         if given.verb == "rollback":
-            return engine.rollback_scope(ground, KINDS, tables, given.transaction)
+            return engine.rollback_scope(ground, KINDS, tables, given.transaction, forget=given.forget, say=_say)
         if given.verb == "recover":
             return _recover_here(locations, "system") or NOTHING
         return engine.status_scope(ground)
@@ -283,4 +311,4 @@ class _Words(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-__all__ = ["Locations", "ManagedFile", "ScopeStatus", "apply", "facts", "how_to_remove", "preview", "recover", "rollback", "status"]
+__all__ = ["Locations", "ManagedFile", "ScopeStatus", "apply", "confirm", "facts", "how_to_remove", "preview", "recover", "rollback", "status"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rocm_patch.diagnose.case import MASKS, OVERRIDE, Case
 from rocm_patch.diagnose.folklore import effect_of, to_drop
 from rocm_patch.diagnose.stack import integrated, legitimate_value, override
+from rocm_patch.errors import UsageError
 from rocm_patch.model import Setting
 
 
@@ -48,6 +50,21 @@ def prepare(case: Case, environment: Mapping[str, str], keep: tuple[str, ...] = 
         if coverage.targets is not None and not coverage.native(case.gfx, case.generic) and OVERRIDE not in values:
             warnings.append(f"the torch in {torch.site} has no code for {case.gfx}; `rocm-patch fix` installs one that has")
     return Launch(values, tuple(changes), tuple(warnings))
+
+
+def with_prefix(launch: Launch, folder: str) -> Launch:
+    """The same, with the libraries of a folder before all others that are not named by DT_RPATH.
+
+    Raises:
+        UsageError: there are no libraries in it.
+    """
+    folder = os.path.abspath(folder)
+    found = [path for path in (f"{folder}/lib", f"{folder}/lib64") if os.path.isdir(path) and not os.path.islink(path)]
+    if not found:
+        raise UsageError(f"--prefix {folder}: there is no folder lib in it", "the one that a plan made is called current")
+    value = ":".join([*found, *filter(None, [launch.environment.get("LD_LIBRARY_PATH", "")])])
+    said = (*launch.changes, f"LD_LIBRARY_PATH={value}: the libraries of {folder} before all others")
+    return Launch({**launch.environment, "LD_LIBRARY_PATH": value}, said, launch.warnings)
 
 
 def _helpful(case: Case, values: Mapping[str, str]) -> list[tuple[str, str, str]]:

@@ -352,6 +352,8 @@ class Receipt:
     verified: tuple[str, ...]
     undo: str
     """The POSIX script that undoes it without us; empty where there is none."""
+    differences: tuple[str, ...] = ()
+    """For each path that was left since somebody changed it: both versions, as a unified diff or in words."""
 
 
 # ------------------------------------------------------------------ knowledge rows
@@ -398,7 +400,9 @@ class RemedyRow:
 
     id: str
     remedy: str
-    kind: Literal["environment", "venv", "autoload", "run", "manual"]
+    kind: Literal[
+        "environment", "venv", "autoload", "modprobe", "cmdline", "preload", "prefix", "permissions", "neutralise", "run", "manual"
+    ]  # fmt: skip
     level: Literal["passive", "interactive", "disruptive"]
     scope: Scope
     title: str
@@ -406,6 +410,10 @@ class RemedyRow:
     commands: tuple[str, ...]
     when: Condition
     parameters: tuple[str, ...] = ()
+    by_name: bool = False
+    """Never recommended, and yet planned for whoever names it: what users arrive with must work, be shown for what it is, and go again."""
+    instead: tuple[str, ...] = ()
+    """Remedies to use in its place; told with every plan of it."""
 
 
 @dataclass(frozen=True)
@@ -435,6 +443,17 @@ class SettingRow:
     """The value that equals not setting it, for places that can only set; empty: there is none.
     '{own}' stands for the card's own version as M.m.s."""
     effects: tuple[SettingEffect, ...]
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """A set of environment settings that a recipe made known, under a name of ours. What each does is in the settings' rows."""
+
+    id: str
+    about: str
+    set: tuple[str, ...]
+    """NAME=VALUE; only what the settings' rows allow to set."""
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -516,6 +535,12 @@ class WheelRow:
     download_megabytes: int
     checked: str
     sources: tuple[str, ...]
+    remedy: str = ""
+    """The one remedy that these wheels are for; empty: they are what a card needs by itself."""
+    extra_index: str = ""
+    """A second index for what the first lacks; only beside pins that no other index can have (`+rocm5.2`)."""
+    glibc_below: str = ""
+    """The first C library that refuses to load them."""
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rocm_patch.diagnose.case import OVERRIDE, Case, own_version
+from rocm_patch.changes import environment_places
+from rocm_patch.diagnose.case import OVERRIDE, SOUND, Case, own_version
 from rocm_patch.diagnose.folklore import effect_of, to_drop
 from rocm_patch.diagnose.stack import DROP_IN, legitimate_value
 from rocm_patch.errors import RefusedError, UsageError
 from rocm_patch.knowledge.conditions import in_range, in_scope, parse_version, recommended, status
-from rocm_patch.model import Diagnosis, Scope, Setting, Step, TorchInstall, WheelRow
+from rocm_patch.model import Diagnosis, RemedyRow, Scope, Setting, Step, TorchInstall, WheelRow
 
-CHANGING: Final = ("venv", "environment", "autoload")
-"""Kinds of remedies that a plan can hold."""
+CHANGING: Final = ("venv", "environment", "autoload", "permissions")
+"""Kinds of remedies that a plan holds because the diagnosis asks for them."""
+NAMED: Final = ("modprobe", "cmdline", "preload", "prefix", "permissions", "neutralise")
+"""Kinds whose step is the remedy's id and the values that the user gives; the kind itself fills in what is not given."""
+_WORDS: Final = {"none": "no effect", "harmful": "harmful", "slows": "slows", "diagnostic": "for searching, not for keeps", "legitimate": "fine"}
 _DOORS: Final = {"conv-engine": "engine", "miopen-off": "miopen_off"}
 _SITE: Final = re.compile(r"(?P<venv>/.+)/lib/python3\.\d+t?/site-packages")
 _NO_VENV: Final = ("conda", "pyenv", "user site", "system Python")
@@ -36,6 +40,12 @@ class Choices:
     pythons: tuple[tuple[str, str], ...] = ()
     """Interpreters to build an environment with, as (path, version), best first."""
     name: str = ""
+    sets: tuple[str, ...] = ()
+    """NAME=VALUE of environment settings, as they were given."""
+    user: str = ""
+    """Who shall be allowed to open the card."""
+    group: str = ""
+    """The group of the machine that may open it."""
     untested: bool = False
     """Named remedies may be planned that nobody has seen work on such a card; refuted ones stay refused."""
 
@@ -54,7 +64,7 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
         if choices.remedies:
             evidence = in_scope(case.knowledge.evidence, id_, case.context())
             known = status(evidence)
-            if not recommended(evidence) and not (choices.untested and known == "untested"):
+            if not recommended(evidence) and not (row.by_name or (choices.untested and known == "untested")):
                 notes = [item.note for item in evidence[:2]] + ["to try it all the same: --untested"] * (known == "untested" and row.kind != "manual")
                 raise RefusedError(f"{id_}: {known} on {case.gfx or 'this machine'}", "; ".join(notes))
         if row.kind == "manual":
@@ -62,11 +72,15 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
                 raise UsageError(f"{id_} is done by hand: {row.title}", row.text)
             continue
         if row.kind == "venv":
-            made.append(_venv(case, id_, choices))
+            made.append(_venv(case, row, choices))
         elif row.kind == "environment":
-            made.extend(_environment(case, id_, choices.values or {}))
+            made.extend(_environment(case, id_, choices))
         elif row.kind == "autoload":
             made.extend(_autoload(case, id_, (choices.values or {}).get("venv", ""), bool(choices.remedies)))
+        elif row.kind == "permissions":
+            made.extend(_permissions(row, choices))
+        elif row.kind in NAMED:
+            made.append(Step(id_, row.scope, {key: (value,) for key, value in (choices.values or {}).items() if key in row.parameters}))
     return tuple(sorted(_merged(made), key=lambda step: (step.scope == "system", step.remedy)))
 
 
@@ -77,7 +91,8 @@ def _wanted(case: Case, diagnosis: Diagnosis) -> tuple[str, ...]:
         missing = finding.cause == "wrong_torch_wheel" and not case.machine.torches
         if finding.severity != "problem" and not drops and not missing:
             continue
-        changes = [advice.id for advice in finding.remedies if case.knowledge.remedies[advice.id].kind in CHANGING]
+        rows = [case.knowledge.remedies[advice.id] for advice in finding.remedies]
+        changes = [row.id for row in rows if row.kind in CHANGING and not row.by_name]
         # The first that changes something; the removal of what harms comes with it, alternatives do not.
         ids += changes[:1] + [id_ for id_ in changes[1:] if id_.startswith("drop-")]
     if "native-wheel" in ids and "rocm-wheel" in ids:
@@ -90,7 +105,10 @@ def _wanted(case: Case, diagnosis: Diagnosis) -> tuple[str, ...]:
 # ------------------------------------------------------------------ environments
 
 
-def _environment(case: Case, id_: str, values: Mapping[str, str]) -> Iterable[Step]:
+def _environment(case: Case, id_: str, choices: Choices) -> Iterable[Step]:
+    values = choices.values or {}
+    if id_ in ("drop-override", "drop-setting") and values.get("place"):
+        return [_of_service(case, id_, values["place"])]
     if id_ == "drop-override":
         return _drops(case, id_, [setting for setting in _in_files(case) if setting.name.startswith(OVERRIDE)])
     if id_ == "drop-setting":
@@ -99,13 +117,66 @@ def _environment(case: Case, id_: str, values: Mapping[str, str]) -> Iterable[St
         value = values.get("value") or next((found for torch in case.rocm_torches if (found := legitimate_value(case.gfx, case.coverage(torch)))), "")
         if not value:
             raise RefusedError(f"no override is sound for {case.gfx or 'this card'} with the torch that is installed")
-        return [Step(id_, "user", {"set": (f"{OVERRIDE}={value}",)})]
+        return [_placed(case, id_, (f"{OVERRIDE}={value}",), values, "user")]
     if id_ == "miopen-find-fast":
-        return [Step(id_, "user", {"set": ("MIOPEN_FIND_MODE=FAST",)})]
+        return [_placed(case, id_, ("MIOPEN_FIND_MODE=FAST",), values, "user")]
     if id_ == "mask-igpu":
         value = values.get("value", "0")
-        return [Step(id_, "user", {"set": (f"ROCR_VISIBLE_DEVICES={value}",)})]
+        return [_placed(case, id_, (f"ROCR_VISIBLE_DEVICES={value}",), values, "user")]
+    if id_ == "environment-profile":
+        return [_placed(case, id_, _profile(case, values.get("profile", ""), choices.sets), values, "system")]
     raise UsageError(f"{id_} cannot be planned by this version")
+
+
+def _of_service(case: Case, id_: str, place: str) -> Step:
+    """Take out of one service what its unit files set; for those who name the place."""
+    scope = environment_places.scope_of(place, "system")
+    unit = environment_places.find(place, scope).name.removesuffix(".service")
+    found = [item for item in case.machine.settings if item.origin == "systemd" and item.reach == f"service {unit}" and item.value and not item.ours]
+    wanted = [item for item in found if (item.name.startswith(OVERRIDE) if id_ == "drop-override" else _to_drop(case, item))]
+    if not wanted:
+        raise RefusedError(f"{id_}: no unit file of {unit} sets anything that this would take out", "see: rocm-patch status")
+    return Step(id_, scope, {"unset": tuple(f"{item.name}={item.value}" for item in wanted), "place": (place,)})
+
+
+def _profile(case: Case, name: str, sets: tuple[str, ...]) -> tuple[str, ...]:
+    """The settings of a set that has a name, and single ones; those come after it."""
+    profiles = case.knowledge.profiles
+    if name and name not in profiles:
+        raise UsageError(f"there is no set of settings {name!r}", "known: " + ", ".join(f"{row.id} ({row.about})" for row in profiles.values()))
+    if not name and not sets:
+        raise UsageError("environment-profile: which settings?", "--set profile=" + "|".join(profiles) + ", or --set set=NAME=VALUE")
+    single = {pair.partition("=")[0] for pair in sets}
+    return tuple(pair for pair in (profiles[name].set if name else ()) if pair.partition("=")[0] not in single) + sets
+
+
+def _placed(case: Case, id_: str, pairs: tuple[str, ...], values: Mapping[str, str], scope: Scope) -> Step:
+    """A step that sets, in the place that was named or else in the scope's own."""
+    place, when = values.get("place", ""), values.get("when", "")
+    parameters: dict[str, tuple[str, ...]] = {"set": pairs}
+    if place:
+        parameters["place"] = (place,)
+    if when == "card" and not case.gfx:
+        raise RefusedError("no card is known here that the settings could ask for", "name its target: --set when=gfx1010")
+    if when:
+        parameters["when"] = (case.gfx,) if when == "card" else tuple(when.split(","))
+    if values.get("command"):
+        parameters["command"] = (values["command"],)
+    return Step(id_, environment_places.scope_of(place, scope), parameters)
+
+
+# ------------------------------------------------------------------ permissions
+
+
+def _permissions(row: RemedyRow, choices: Choices) -> list[Step]:
+    values = dict(choices.values or {})
+    if "user" in row.parameters:
+        values.setdefault("user", choices.user)
+    values.setdefault("group", choices.group)
+    if choices.remedies and not values.get("user", "none is needed"):
+        raise UsageError(f"{row.id}: which user?", "name one: --set user=NAME")
+    given = {key: (value,) for key, value in values.items() if key in row.parameters and value}
+    return [Step(row.id, row.scope, given)] if "user" not in row.parameters or "user" in given else []
 
 
 def _in_files(case: Case) -> list[Setting]:
@@ -167,24 +238,72 @@ def _venv_of(torch: TorchInstall) -> str:
 # ------------------------------------------------------------------ wheels
 
 
-def _venv(case: Case, id_: str, choices: Choices) -> Step:
-    row: WheelRow | None = case.wheel
-    if row is None:
-        raise RefusedError(f"no index offers wheels for {case.gfx or 'this card'}", "see `rocm-patch doctor` for what else there is")
+def _venv(case: Case, remedy: RemedyRow, choices: Choices) -> Step:
+    row: WheelRow | None = next((row for row in case.knowledge.wheels if row.remedy == remedy.id and case.gfx in row.gfx), None) or case.wheel
+    if row is None or (remedy.by_name and row.remedy != remedy.id):
+        raise RefusedError(f"no index offers wheels of {remedy.id} for {case.gfx or 'this card'}", "see `rocm-patch doctor` for what else there is")
     python = next((path for path, version in choices.pythons if in_range(row.python, version)), "")
     if not python:
         have = ", ".join(f"{path} ({version})" for path, version in choices.pythons) or "none was found"
         raise UsageError(f"no interpreter fits: these wheels need Python {row.python}", f"name one with --venv-python; {have}")
     gfx = case.gfx
-    return Step(
-        id_,
-        "user",
-        {
-            "gfx": (gfx,),
-            "packages": tuple(package.format(gfx=gfx) for package in row.packages),
-            "expect": tuple(package.format(gfx=gfx) for package in row.expect),
-            "index": (choices.index or row.index,),
-            "python": (python,),
-            "name": (choices.name or f"torch-{parse_version(row.torch)}-{gfx}",),
-        },
-    )
+    parameters: dict[str, tuple[str, ...]] = {
+        "gfx": (gfx,),
+        "packages": tuple(package.format(gfx=gfx) for package in row.packages),
+        "expect": tuple(package.format(gfx=gfx) for package in row.expect),
+        "index": (choices.index or row.index,),
+        "python": (python,),
+        "name": (choices.name or f"torch-{parse_version(row.torch)}-{gfx}",),
+    }
+    if row.extra_index and not choices.index:
+        parameters["extra"] = (row.extra_index,)
+    return Step(remedy.id, "user", parameters)
+
+
+# ------------------------------------------------------------------ what a named remedy is worth
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of a remedy that somebody named although it is recommended to nobody."""
+
+    remedy: str
+    status: str
+    """By the evidence for this card: works, partial, no effect, harmful, untested."""
+    card: str
+    said: tuple[str, ...]
+    """What was seen of it, each with its source."""
+    instead: tuple[str, ...]
+    """What to use in its place, as id: title."""
+
+
+def notes(case: Case, made: Iterable[Step]) -> tuple[Note, ...]:
+    """One note for each remedy of a plan that is there for those who name it; for settings, what each value does here."""
+    found = list[Note]()
+    for step in made:
+        row = case.knowledge.remedies[step.remedy]
+        if not row.by_name or any(note.remedy == row.id for note in found):
+            continue
+        evidence = in_scope(case.knowledge.evidence, row.id, case.context())
+        said = [f"{item.outcome}: {item.note} ({item.source})" for item in evidence]
+        for pair in step.parameters.get("set", ()):
+            name, _, value = pair.partition("=")
+            effect = effect_of(case, name, value)
+            if name.startswith(OVERRIDE):
+                sound = legitimate_for(case, value)
+                said.append(f"{pair}: {'runs code that this chip executes' if sound else 'harmful: runs code of another chip'}")
+            elif effect is not None:
+                said.append(f"{pair}: {_WORDS[effect.effect]}: {effect.text}")
+        titles = [f"{id_}: {_title(case, id_)}" for id_ in row.instead if recommended(in_scope(case.knowledge.evidence, id_, case.context()))]
+        found.append(Note(row.id, status(evidence), case.gfx or "this machine", tuple(said), tuple(titles)))
+    return tuple(found)
+
+
+def legitimate_for(case: Case, value: str) -> bool:
+    """Whether an override names code that the card executes: its own, or its nearest kin's."""
+    return bool(case.gfx) and value in (own_version(case.gfx), SOUND.get(case.gfx, ""))
+
+
+def _title(case: Case, id_: str) -> str:
+    text = case.knowledge.remedies[id_].title
+    return re.sub(r"\{(\w+)\}", lambda match: case.fields().get(match.group(1), match.group()), text)

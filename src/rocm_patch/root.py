@@ -23,11 +23,15 @@ from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.model import Known, Unknown
 
 READ_LIMIT: Final = 1 << 20
+READ_STATE: Final = 64 << 20
+CONTENT_LIMIT: Final = 1 << 30
+"""Bytes of the largest file that is managed: an initramfs with every firmware file has some hundred MiB."""
 LINK_LIMIT: Final = 40
 TEMPORARY_PREFIX: Final = ".rocm-patch-"
 """Readers of drop-in folders skip names that start with a dot and have none of their endings."""
 
 _TEMPORARY: Final = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{16}")
+_INNER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR)
 _NUMBER: Final = re.compile(r"(\d+)")
 
@@ -97,7 +101,7 @@ class Root:
         descriptor = -1
         try:
             # O_NONBLOCK: a FIFO in somebody's tree must not stop a diagnosis.
-            descriptor = os.open(self.host(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            descriptor = self._open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return Unknown("not a regular file", path)
             chunks, size = list[bytes](), 0
@@ -127,10 +131,15 @@ class Root:
 
     def names(self, path: str) -> Known[tuple[str, ...] | None] | Unknown:
         """The names in a folder, numbers in numeric order."""
+        descriptor = -1
         try:
-            return Known(tuple(sorted(os.listdir(self.host(path)), key=natural_key)), path)
+            descriptor = self._open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return Known(tuple(sorted(os.listdir(descriptor), key=natural_key)), path)
         except OSError as error:
             return self._missing(error, path)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def list(self, path: str) -> tuple[str, ...]:
         """The names in a folder; none where it is absent or closed to us."""
@@ -165,6 +174,27 @@ class Root:
             return os.readlink(os.path.join(self.host(folder), name))
         except OSError:
             return None
+
+    def _open(self, path: str, flags: int) -> int:
+        """Open what `host` found, one name at a time: its links are resolved, so a link that is met now was put there meanwhile."""
+        host = self.host(path)
+        if self.live:
+            return os.open(host, flags)
+        parts = _parts(host[len(self.path) :])
+        descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parts[:-1]:
+                try:
+                    inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+                except NotADirectoryError as error:
+                    if _kind(os.stat(part, dir_fd=descriptor, follow_symlinks=False).st_mode) == "link":
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from error
+                    raise
+                os.close(descriptor)
+                descriptor = inner
+            return os.open(parts[-1] if parts else ".", flags | os.O_NOFOLLOW, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
 
     @staticmethod
     def _missing(error: OSError, path: str) -> Known[Any] | Unknown:
@@ -222,7 +252,7 @@ class Tree:
 
     # -- looking
 
-    def state(self, path: str, limit: int = 64 << 20) -> State:
+    def state(self, path: str, limit: int = READ_STATE) -> State:
         """What is at a path. An error is raised, never taken for an empty file."""
         try:
             with self._parent(path) as (folder, name):
@@ -327,14 +357,11 @@ class Tree:
         """Remove a folder of ours with all that is in it, by descriptor. For folders whose content others made for us."""
         self._note("rmtree", path)
         with self._parent(path) as (folder, name):
-            for _, folders, files, inner in os.fwalk(name, topdown=False, dir_fd=folder):
-                for file in files:
-                    os.unlink(file, dir_fd=inner)
-                for sub in folders:
-                    try:
-                        os.rmdir(sub, dir_fd=inner)
-                    except NotADirectoryError:  # a link to a folder is listed as one
-                        os.unlink(sub, dir_fd=inner)
+            descriptor = os.open(name, _INNER, dir_fd=folder)
+            try:
+                _empty(descriptor)
+            finally:
+                os.close(descriptor)
             os.rmdir(name, dir_fd=folder)
 
     # -- composed of them
@@ -367,7 +394,7 @@ class Tree:
 
         A folder is made or removed empty; a folder in the place of something else, or the reverse, is an error.
         """
-        now = self.state(path)
+        now = self.state(path, CONTENT_LIMIT)
         if now == state:
             return
         folder = parent_of(path)
@@ -457,6 +484,22 @@ class Tree:
             raise RefusedError(f"{path!r} names no file")
         with self._folder(parts[:-1], path) as folder:
             yield folder, parts[-1]
+
+
+def _empty(folder: int) -> None:
+    """Remove all that is in a folder. Not os.fwalk: that opens what a link points to before it looks whether it is one."""
+    with os.scandir(folder) as entries:
+        inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in inside:
+        if is_folder:
+            descriptor = os.open(name, _INNER, dir_fd=folder)
+            try:
+                _empty(descriptor)
+            finally:
+                os.close(descriptor)
+            os.rmdir(name, dir_fd=folder)
+        else:
+            os.unlink(name, dir_fd=folder)
 
 
 def _kind(mode: int) -> str:

@@ -121,7 +121,22 @@ class Disk:
         folder, name = self._place(operation.path)
         self._change({folder}, [(folder, name, None)])
 
-    _rmdir = _unlink
+    def _rmdir(self, operation):
+        folder, name = self._place(operation.path)
+        if not self.names[self.names[folder][name]]:  # the log has what was tried; one that is not empty stays
+            self._change({folder}, [(folder, name, None)])
+
+    def _rmtree(self, operation):
+        """Many calls in one primitive: each name goes by itself, the innermost first."""
+        folder, name = self._place(operation.path)
+        self._empty(self.names[folder][name])
+        self._change({folder}, [(folder, name, None)])
+
+    def _empty(self, number):
+        for name, child in list(self.names[number].items()):
+            if child in self.names:
+                self._empty(child)
+            self._change({number}, [(number, name, None)])
 
     # -- what may be left
 
@@ -167,6 +182,15 @@ class Disk:
             if keep(index) and all(number is not None or name in names.get(folder, {}) for folder, name, number in changes):
                 _put(names, changes)
         return names
+
+    def mark(self, names, content, number=0):
+        """A value that is equal for equal outcomes."""
+        found = []
+        for name, child in sorted(names.get(number, {}).items()):
+            inode = self.inodes[child]
+            inside = self.mark(names, content, child) if inode.kind == "folder" else content(inode)
+            found.append((name, inode.kind, inode.mode, inode.target, inside))
+        return hash(tuple(found))
 
     def write(self, names, content, target):
         """Put an outcome into a folder of this machine."""

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rocm_patch import knowledge
-from rocm_patch.changes import Locations, environment, preview
-from rocm_patch.changes.environment import Setting, parse, text_of
+from rocm_patch.changes import Locations, environment_check, preview
+from rocm_patch.changes.environment_text import Setting, parse, text_of
 from rocm_patch.errors import FormatError, RefusedError
 from rocm_patch.model import Step
 
@@ -105,11 +105,11 @@ def test_a_login_shell_reads_it(tmp_path):
 
 def test_verify_finds_a_drop_in_that_does_nothing():
     settings_ = {"HSA_OVERRIDE_GFX_VERSION": Setting(("10.3.0",))}
-    good = text_of(settings_, "system").encode()
-    assert environment._source(good, settings_)
+    good = text_of(settings_, "shell").encode()
+    assert environment_check.source(good, settings_)
     for bad in (good.replace(b"then unset", b"then true"), good.replace(b"fi\n", b"\n"), good + b"echo noise >&2\n", good + b"exit 1\n"):
         with pytest.raises(Exception, match="drop-in"):
-            environment._source(bad, settings_)
+            environment_check.source(bad, settings_)
 
 
 # ------------------------------------------------------------------ reading back
@@ -122,9 +122,9 @@ VALUES = st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126, exc
 @settings(max_examples=300, deadline=None)
 def test_system_text_reads_back(raw):
     rows = {name: Setting(tuple(sorted(harmful)), value) for name, (harmful, value) in raw.items() if harmful or value is not None}
-    text = text_of(rows, "system")
-    assert parse(text.encode(), "system") == rows
-    assert text_of(parse(text.encode(), "system"), "system") == text
+    text = text_of(rows, "shell")
+    assert parse(text.encode(), "shell") == rows
+    assert text_of(parse(text.encode(), "shell"), "shell") == text
 
 
 @given(st.dictionaries(NAMES, st.tuples(st.lists(VALUES, unique=True, min_size=1, max_size=3), VALUES), max_size=3), st.dictionaries(NAMES, VALUES))
@@ -132,15 +132,15 @@ def test_system_text_reads_back(raw):
 def test_user_text_reads_back(taken, given_):
     rows = {name: Setting(tuple(sorted(harmful)), None, neutral) for name, (harmful, neutral) in taken.items()}
     rows |= {name: Setting((), value) for name, value in given_.items()}
-    assert parse(text_of(rows, "user").encode(), "user") == rows
+    assert parse(text_of(rows, "conf").encode(), "conf") == rows
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 @settings(max_examples=500, deadline=None)
 def test_only_format_errors_leave_the_parser(data):
-    for scope in ("system", "user"):
+    for form in ("shell", "conf", "unit", "manager", "desktop", "command"):
         with contextlib.suppress(FormatError):
-            parse(data, scope)
+            parse(data, form)
 
 
 # ------------------------------------------------------------------ what is refused
@@ -206,13 +206,13 @@ def test_the_shipped_tables_render(tmp_path):
         if row.neutral:
             step = Step("drop-override", "user", {"unset": (f"{row.name}=odd",), "own": ("10.1.0",)})
             ((_, _, after),) = preview((step,), Locations(root, "/home/u"))
-            assert row.name in parse(after.data, "user")
+            assert row.name in parse(after.data, "conf")
             checked += 1
         for value in ("0", "1", "2", "FAST", "10.3.0"):
             if row.may_set and re.fullmatch(row.may_set, value):
                 for scope in ("user", "system"):
                     step = Step("set-override", scope, {"set": (f"{row.name}={value}",)})
                     ((_, _, after),) = preview((step,), Locations(root, "/home/u"))
-                    assert parse(after.data, scope) == {row.name: Setting((), value)}
+                    assert parse(after.data, "conf" if scope == "user" else "shell") == {row.name: Setting((), value)}
                     checked += 1
     assert checked > 5

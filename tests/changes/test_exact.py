@@ -23,6 +23,7 @@ from changes_support import (
     do_apply,
     do_recover,
     do_rollback,
+    needs_of,
     plan_for,
     prepare,
     snapshot,
@@ -59,7 +60,7 @@ def test_apply_and_rollback_leave_the_same_tree(case, root):
     assert receipt.outcome == "applied"
     assert receipt.changed
     assert receipt.verified
-    assert receipt.needs == ("reboot" if case == "five" else "login")
+    assert receipt.needs == needs_of(case)
     assert snapshot(root) != before
     (receipt,) = do_rollback(root)
     assert receipt.outcome == "rolled back"
@@ -278,6 +279,21 @@ def test_only_the_edited_file_is_left(root):
     now = {path: row for path, row in snapshot(root).items() if not path.startswith("var/")}
     assert now.pop("etc/modprobe.d/two.conf")[4].endswith(b"# mine\n")
     assert now == before
+
+
+def test_an_edit_between_two_of_our_changes_stands_there_again(root):
+    """The second plan started from the user's edit of what the first one had written; the edit is what stays."""
+    do_apply(root, CASES["five"])
+    path = Path(f"{root}/etc/four.cfg")
+    path.write_text("edited between\n")
+    do_apply(root, (Step("five", "system", {"variant": ("b",)}),))
+    assert path.read_text() == "four b\n"
+    (receipt,) = do_rollback(root)
+    assert (receipt.outcome, receipt.left) == ("partly rolled back", ("/etc/four.cfg",))
+    assert path.read_text() == "edited between\n"
+    assert not os.path.exists(f"{root}/etc/new.d")
+    (scope,) = status(Locations(root))
+    assert len(scope.transactions) == 1  # the first: its copy of what the user had before is kept
 
 
 def test_a_drop_in_that_its_owner_deleted_can_be_applied_again(root):

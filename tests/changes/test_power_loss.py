@@ -17,17 +17,21 @@ def complaints(steps, verb, scratch, limit=None):
         do_apply(root, steps)
     disk, log = Disk.of(root), []
     (do_apply if verb == "apply" else lambda root, _, observe: do_rollback(root, observe))(root, steps, log.append)
-    wrong, states = [], 0
+    wrong, states, seen = [], 0, set()
     for number in range(len(log) + 1):
         for word, names, content in disk.outcomes():
             states += 1
+            back = word == "names kept, data kept"
+            if (mark := (disk.mark(names, content), back)) in seen:
+                continue  # the same disk by another way
+            seen.add(mark)
             where = f"{verb}, after {number} of {len(log)} primitives, {word}"
             left = f"{scratch}/left"
             disk.write(names, content, left)
             wrong += [f"{where}: before recovery {text}" for text in truth.torn(left)]
             try:
                 do_recover(left)
-                verdict = truth.judge(left, back=word == "names kept, data kept")
+                verdict = truth.judge(left, back=back)
             except Exception as error:
                 verdict = f"recovery fails: {error!r}"
             if verdict:

@@ -6,11 +6,13 @@ import base64
 import hashlib
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from changes_support import snapshot
 import rocm_patch
 from rocm_patch import knowledge
 from rocm_patch.apply import apply, how_to_remove, recover, rollback, status
-from rocm_patch.changes import Locations, facts, preview, venv
+from rocm_patch.changes import Locations, executable_stack, facts, preview, venv
 from rocm_patch.changes.grown import MARKER
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import SCHEMA, Plan, Step
@@ -195,6 +197,7 @@ KILLED = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 import test_venv as support
+from dataclasses import replace
 from pathlib import Path
 support.do(Path(sys.argv[3]), sys.argv[4])
 """
@@ -296,7 +299,49 @@ def test_every_line_of_wheels_in_the_table_is_allowed(home):
         for gfx in row.gfx:
             packages = tuple(text.replace("{gfx}", gfx) for text in row.packages)
             expect = tuple(text.replace("{gfx}", gfx) for text in row.expect)
-            found = preview((step(row.index, gfx=(gfx,), packages=packages, expect=expect),), here(home))
+            one = step(row.index, gfx=(gfx,), packages=packages, expect=expect, **({"extra": (row.extra_index,)} if row.extra_index else {}))
+            found = preview((replace(one, remedy=row.remedy or one.remedy),), here(home))
             assert found[0][0].endswith("/venvs/torch-gfx1010")
             lines += 1
     assert lines > 5
+
+
+def test_wheels_for_one_remedy_are_for_it_alone(home):
+    """And their second index is theirs: the public one has placeholders under the names of the others' packages."""
+    row = next(row for row in knowledge.load().wheels if row.remedy)
+    legacy = step(row.index, gfx=("gfx1010",), packages=row.packages, expect=row.expect, extra=(row.extra_index,))
+    with pytest.raises(RefusedError, match="no parameter 'extra'"):
+        preview((legacy,), here(home))
+    with pytest.raises(RefusedError, match="not those of any line"):
+        preview((step(row.index, gfx=("gfx1010",), packages=row.packages, expect=row.expect),), here(home))
+    for extra in ("https://pypi.org/simple/x", "https://example.org/simple"):
+        with pytest.raises(RefusedError, match="no second index"):
+            preview((replace(legacy, remedy=row.remedy, parameters={**legacy.parameters, "extra": (extra,)}),), here(home))
+    words = venv.install_command(replace(legacy, remedy=row.remedy), "/v")
+    assert words[words.index("--extra-index-url") + 1] == row.extra_index
+    assert "--extra-index-url" not in venv.install_command(step("https://example.org/whl/"), "/v")
+
+
+def test_a_c_library_that_refuses_the_wheels_is_named_before_anything_is_fetched(home, monkeypatch):
+    row = next(row for row in knowledge.load().wheels if row.remedy)
+    legacy = replace(step(row.index, gfx=("gfx1010",), packages=row.packages, expect=row.expect, extra=(row.extra_index,)), remedy=row.remedy)
+    for version, fine in (("2.40", True), ("2.36.9000", True), ("2.41", False), ("2.100", False), ("3.0", False)):
+        monkeypatch.setattr(executable_stack, "c_library", lambda version=version: version)
+        if fine:
+            assert preview((legacy,), here(home))
+        else:
+            with pytest.raises(RefusedError, match=f"glibc {version} refuses"):
+                preview((legacy,), here(home))
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no compiler")
+def test_a_library_that_asks_for_an_executable_stack_is_seen(tmp_path):
+    """By the linker's own flag; real libraries of this system do not ask."""
+    folder = tmp_path / "lib/python3.10/site-packages/torch/lib"
+    folder.mkdir(parents=True)
+    for name, flag in (("libbad.so", "execstack"), ("libgood.so", "noexecstack")):
+        argv = ["gcc", "-shared", "-fPIC", "-x", "c", "/dev/null", "-Wl,-z," + flag, "-o", str(folder / name)]
+        subprocess.run(argv, check=True, capture_output=True)
+    (folder / "text.so").write_text("GROUP ( libgood.so )")
+    (folder / "short.so").write_bytes(b"\x7fELF\x02\x01" + bytes(20))
+    assert executable_stack.asking(str(tmp_path)) == [str(folder / "libbad.so")]

@@ -359,6 +359,17 @@ def test_nothing_that_says_who_stays_in_a_recording():
         "/home/alice/x": "home",
         "serial: ABC123XYZ": "serial",
     }
+    for number in range(7):  # forty planted secrets, with those above and those below
+        canaries |= {
+            f"carol{number}.x@mail{number}.example.net": "mail",
+            f"de:ad:be:ef:0{number}:{number}a": "mac",
+            f"{number}23e4567-e89b-12d3-a456-4266141740{number}b": "uuid",
+            f"10.{number}.17.2{number}": "address",
+            f"/home/name{number}/x": "home",
+        }
+    canaries |= {"serial: XYZ9988776": "serial", "unique_id: a1b2c3d4e5": "serial", "GPU-0123456789abcdef": "serial"}
+    canaries |= {"fe80::1c2d:3e4f:5a6b:7c8d": "address"}
+    assert len(canaries) >= 40 + 5
     for secret in canaries:
         assert secret not in redact.text(f"a {secret} b")
     assert redact.text("torch 2.5.1+rocm6.2 and kernel 6.14.0-33") == "torch 2.5.1+rocm6.2 and kernel 6.14.0-33"

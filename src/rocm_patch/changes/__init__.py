@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from rocm_patch.changes import autoload, engine, environment, venv
+from rocm_patch.changes import autoload, cmdline, engine, environment, modprobe, neutralise, permissions, prefix, preload, venv
 from rocm_patch.changes.kind import Kind, Tables
 from rocm_patch.changes.places import Locations
 from rocm_patch.model import Step
 from rocm_patch.root import State
 
-KINDS: Final[tuple[Kind, ...]] = (environment.KIND, venv.KIND, autoload.KIND)
+KINDS: Final[tuple[Kind, ...]] = (environment.KIND, permissions.KIND, venv.KIND, autoload.KIND, prefix.KIND, neutralise.KIND, preload.KIND, modprobe.KIND, cmdline.KIND)
 
 
 def preview(

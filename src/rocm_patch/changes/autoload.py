@@ -119,15 +119,15 @@ def _check_ours(step: Step, look: Look, there: set[str], folders: Mapping[str, F
         raise RefusedError(f"{what}: there already, and not ours to change", f"if it is a leftover: rm -r -- {shlex.join(sorted(there))}")
     same = there == {*folders, *files}
     same = same and all(look.now(path).data == data for path, data in files.items())
-    if not same or any(_differs(look.ground.host(path), content) for path, content in folders.items()):
+    if not same or any(_differs(look, path, content) for path, content in folders.items()):
         raise RefusedError(
             f"{step.parameters['venv'][0]} has our hook, for another remedy, another version of us, or changed since",
             f"take it back, then apply again: rocm-patch rollback {maker}",
         )
 
 
-def _differs(folder: str, content: Files) -> bool:
-    now = json.loads(grown.manifest(folder))
+def _differs(look: Look, folder: str, content: Files) -> bool:
+    now = json.loads(grown.manifest(look.tree, look.ground.at(folder)))
     now.pop(grown.MARKER, None)
     return bool(now != {name: f"file {digest(data)}" for name, data in content.items()})
 
@@ -135,7 +135,7 @@ def _differs(folder: str, content: Files) -> bool:
 # ------------------------------------------------------------------ activate
 
 
-def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> None:
+def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[Change, ...]:
     """Fill the folders, in their order."""
     grow = [change.path for change in changes if change.grown]
     for step in steps:
@@ -143,6 +143,7 @@ def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> No
         for path in sorted(folders, key=order):
             if path in grow:
                 _fill(path, folders[path], work)
+    return ()
 
 
 def _fill(folder: str, content: Files, work: Work) -> None:

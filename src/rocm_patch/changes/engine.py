@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rocm_patch.changes import environment, grown, undo
+from rocm_patch.changes import environment, grown, undo, versions
 from rocm_patch.changes.journal import UNDO, Journal
 from rocm_patch.changes.kind import Change, Kind, Look, Needs, Tables, Work
 from rocm_patch.changes.places import Ground
@@ -16,7 +17,7 @@ from rocm_patch.changes.record import GONE, RECORD_SCHEMA, Entry, Record, Shape,
 from rocm_patch.changes.transaction import Transaction, compose, recover
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.model import Receipt, Step
-from rocm_patch.root import State
+from rocm_patch.root import CONTENT_LIMIT, State
 
 Say = Callable[[str], None]
 
@@ -127,7 +128,7 @@ def apply_scope(
         RocmPatchError, OSError: it failed and everything is as before.
     """
     with Journal(ground).opened() as journal:
-        left = recover(journal)
+        left = recover_open(journal, tables, kinds, say)
         if left is not None and left.left:
             raise RefusedError(
                 f"an earlier run was taken back, but {', '.join(left.left)} had been changed by somebody else",
@@ -149,12 +150,20 @@ def apply_scope(
         made = journal.made() if journal.exists else [*journal.tree.missing_folders(ground.state), ground.state]
         script = undo.script(record, ground, made, contents, finished=False)
 
-        def finish(draft: Record) -> Record:
-            work = Work(ground, journal.tree, tables, transaction, journal.lock, say)
-            verified = list[str]()
-            busy = [part for part in parts if any(change in wanted for change in part.changes)]
+        busy = [part for part in parts if any(change in wanted for change in part.changes)]
+        watch = contextlib.ExitStack()
+
+        def ready(path: str) -> None:
             for part in busy:
-                part.kind.activate(part.steps, part.changes, work)
+                for change in part.changes:
+                    if change.path == path and part.kind.prepare is not None:
+                        part.kind.prepare(part.steps, change, Work(ground, journal.tree, tables, transaction, journal.lock, say, watch))
+
+        def finish(draft: Record) -> Record:
+            work = Work(ground, journal.tree, tables, transaction, journal.lock, say, watch)
+            verified = list[str]()
+            generated = [change for part in busy for change in part.kind.activate(part.steps, part.changes, work)]
+            draft = _put_generated(journal, draft, generated, made, contents)
             for part in busy:
                 verified += part.kind.verify(part.steps, part.changes, work)
             needs: Needs = "reboot" if any(part.kind.needs == "reboot" for part in busy) else _strongest(busy)
@@ -163,7 +172,8 @@ def apply_scope(
             receipt = Receipt(transaction, "applied", changed, (), needs, tuple(verified), _undo_path(ground, transaction))
             return dataclasses.replace(grown_up, receipt=receipt)
 
-        done = Transaction(journal, record).run(contents, script, finish)
+        with watch:
+            done = Transaction(journal, record, ready).run(contents, script, finish)
         assert done.receipt is not None  # noqa: S101  # finish has just put it there
         return done.receipt
 
@@ -214,8 +224,31 @@ def _entries(wanted: Sequence[Change], look: Look, transaction: str) -> tuple[tu
             raise RefusedError(f"{change.path} is a device, a socket or a pipe; it is not ours to replace") from error
         if change.grown:
             after = Shape("grown", after.mode, after.uid, after.gid, "", transaction)
-        entries.append(Entry(change.path, before, after))
+        entries.append(Entry(change.path, before, after, line=change.line))
     return (*folders.values(), *entries), contents
+
+
+def _put_generated(journal: Journal, draft: Record, generated: Sequence[Change], made: list[str], contents: dict[str, bytes]) -> Record:
+    """Second half of a transaction: what tools of the system made from the files in place. Journalled, then put there, boot last."""
+    entries = list[Entry]()
+    if len({change.path for change in generated}) != len(generated):
+        raise RefusedError("two steps of the plan make the same file anew", "apply them one after the other, each with a plan of its own")
+    for change in generated:
+        now = journal.tree.state(journal.ground.at(change.path), CONTENT_LIMIT)
+        if now != change.after:
+            entries.append(Entry(change.path, shape_of(now), shape_of(change.after), generated=True))
+            for state in (now, change.after):
+                if state.kind == "file":
+                    contents[journal.keep(draft, state.data)] = state.data
+    if not entries:
+        return draft
+    record = dataclasses.replace(draft, entries=(*draft.entries, *entries))
+    if draft.verb == "apply":
+        journal.replace_undo(record, undo.script(record, journal.ground, made, contents, finished=False))
+    journal.write_plan(record)
+    for entry in entries:
+        Transaction(journal, record).move(entry)
+    return record
 
 
 def _close_grown(journal: Journal, draft: Record, contents: Mapping[str, bytes], made: list[str]) -> Record:
@@ -226,7 +259,7 @@ def _close_grown(journal: Journal, draft: Record, contents: Mapping[str, bytes],
     for entry in draft.entries:
         after = entry.after
         if after.kind == "grown":
-            listing = grown.manifest(journal.ground.host(entry.path))
+            listing = grown.manifest(journal.tree, journal.ground.at(entry.path))
             after = dataclasses.replace(after, sha256=journal.keep(draft, listing))
             known[after.sha256] = listing
             journal.keep_as(draft, f"{after.sha256}.sums", grown.sums(listing))
@@ -240,16 +273,19 @@ def _close_grown(journal: Journal, draft: Record, contents: Mapping[str, bytes],
 
 
 def rollback_scope(
-    ground: Ground, kinds: Sequence[Kind], tables: Tables, names: Sequence[str] = (), *, everything: bool = False
+    ground: Ground, kinds: Sequence[Kind], tables: Tables, names: Sequence[str] = (), *, everything: bool = False,
+    forget: bool = False, say: Say = lambda _: None,
 ) -> Receipt:  # fmt: skip
     """Take back transactions of one scope, newest first, as one transaction of its own.
+
+    What others changed stays, and with it the record of what was there before us. `forget` lets go of those records too.
 
     Raises:
         RefusedError: no such transaction, or a newer one stands on it, or another run at work.
         RocmPatchError, OSError: it failed and everything is as before the rollback.
     """
     with Journal(ground).opened() as journal:
-        recover(journal)
+        recover_open(journal, tables, kinds, say)
         active = list(reversed(journal.active())) if journal.exists else []
         selected = active if everything else [record for record in active if record.transaction in names]
         for name in names:
@@ -258,22 +294,29 @@ def rollback_scope(
         if not selected:
             return Receipt("", "nothing to undo", (), (), "", (), "")
         _check_order(active, selected)
+        for kind, mine in _by_kind(selected, tables, kinds):
+            if kind.release is not None:
+                kind.release(mine, Look(ground, journal.tree, tables, tuple(reversed(active))))
         undoing = compose(journal, selected)
         newest = selected[0].transaction
-        if not undoing.undoes and not undoing.entries:
-            return Receipt(newest, "partly rolled back", (), undoing.left, "", (), "")
+        shown = tuple(versions.difference(journal, selected, path) for path in undoing.left)
+        undoes = tuple(record.transaction for record in selected) if forget else undoing.undoes
+        if not undoes and not undoing.entries:
+            return Receipt(newest, "partly rolled back", (), undoing.left, "", (), "", shown)
         number = max(record.number for record in active) + 1
         name = new_transaction()
-        record = Record(RECORD_SCHEMA, number, name, "rollback", ground.scope, (), undoing.entries, undoing.undoes, None)
+        record = Record(RECORD_SCHEMA, number, name, "rollback", ground.scope, (), undoing.entries, undoes, None)
 
         def finish(draft: Record) -> Record:
+            again = _generated_again(undoing.stale, selected, ground, journal, name, tables, kinds, say)
+            draft = _put_generated(journal, draft, again, [], {})
             transaction = Transaction(journal, draft)
             changed = tuple(
                 entry.path for entry in draft.entries if entry.before.kind != "folder" and transaction.is_at(entry.path, entry.after)
             )  # fmt: skip
-            verified = tuple(f"{path}: as it was" for path in changed)
+            verified = (*(f"{path}: as it was" for path in changed), *_seen_back(selected, ground, journal, name, tables, kinds, say))
             outcome = "partly rolled back" if undoing.left else "rolled back"
-            receipt = Receipt(newest, outcome, changed, undoing.left, _needs(selected, tables, kinds) if changed else "", verified, "")  # type: ignore[arg-type]
+            receipt = Receipt(newest, outcome, changed, undoing.left, _needs(selected, tables, kinds) if changed else "", verified, "", shown)  # type: ignore[arg-type]
             return dataclasses.replace(draft, receipt=receipt)
 
         done = Transaction(journal, record).run(undoing.contents, b"", finish)
@@ -285,6 +328,55 @@ def rollback_scope(
             ) from error
         assert done.receipt is not None  # noqa: S101  # finish has just put it there
         return done.receipt
+
+
+def _generated_again(
+    stale: Sequence[str], selected: Sequence[Record], ground: Ground, journal: Journal, name: str, tables: Tables, kinds: Sequence[Kind], say: Say
+) -> list[Change]:  # fmt: skip
+    """Somebody generated these from our files: once those are gone it is done once more."""
+    work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True)
+    changes = tuple(Change(path, journal.tree.state(ground.at(path), CONTENT_LIMIT)) for path in stale)
+    asked = [(kind, mine) for kind, mine in _by_kind(selected, tables, kinds) if stale or kind.asked_back]
+    return [change for kind, mine in asked for change in kind.activate(mine, changes, work)]
+
+
+def recover_open(journal: Journal, tables: Tables | None, kinds: Sequence[Kind], say: Say) -> Receipt | None:
+    """Take back what an earlier run left open, and what others generated from it meanwhile. None: there was nothing.
+
+    Raises:
+        RocmPatchError, OSError: it failed and can be repeated.
+    """
+
+    def again(opened: Record, stale: Sequence[str]) -> list[tuple[str, State]]:
+        known = tables or _load()
+        try:
+            found = _generated_again(stale, [opened], journal.ground, journal, opened.transaction, known, kinds, say)
+        except RocmPatchError as error:
+            # What is ours is back in any case, and the machine must not be stuck in a recovery that its tools refuse.
+            say(f"files that the system's tools generate could not be looked at: {error.what}; make them anew by hand")
+            return []
+        return [(change.path, change.after) for change in found]
+
+    return recover(journal, again)
+
+
+def _load() -> Tables:
+    from rocm_patch import knowledge
+
+    return knowledge.load()
+
+
+def _seen_back(
+    selected: Sequence[Record], ground: Ground, journal: Journal, name: str, tables: Tables, kinds: Sequence[Kind], say: Say
+) -> list[str]:  # fmt: skip
+    work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True)
+    return [line for kind, mine in _by_kind(selected, tables, kinds) if kind.asked_back for line in kind.verify(mine, (), work)]
+
+
+def _by_kind(selected: Sequence[Record], tables: Tables, kinds: Sequence[Kind]) -> list[tuple[Kind, tuple[Step, ...]]]:
+    steps = [step for record in selected for step in record.steps if step.remedy in tables.remedies]
+    parts = [(kind, tuple(step for step in steps if tables.remedies[step.remedy].kind == kind.name)) for kind in kinds]
+    return [(kind, mine) for kind, mine in parts if mine]
 
 
 def _check_order(active: Sequence[Record], selected: Sequence[Record]) -> None:
@@ -319,7 +411,7 @@ class ManagedFile:
 
     path: str
     state: str
-    """as left, changed, or gone"""
+    """as left, changed, gone, or generated again (by a tool of the system, from our files among others)"""
 
 
 @dataclass(frozen=True)
@@ -336,7 +428,19 @@ class ScopeStatus:
 
 
 def status_scope(ground: Ground) -> ScopeStatus:
-    """Read the journal without the lock; nothing is written."""
+    """Read the journal without the lock; nothing is written.
+
+    Raises:
+        RocmPatchError: it cannot be read.
+    """
+    try:
+        return _status(ground)
+    except OSError as error:
+        where = error.filename or ground.on_machine(ground.state)
+        raise RocmPatchError(f"what is in force cannot be told: {error.strerror or error}: {where}") from error
+
+
+def _status(ground: Ground) -> ScopeStatus:
     journal = Journal(ground)
     try:
         opened, active = journal.open_record(), journal.active()
@@ -349,7 +453,8 @@ def status_scope(ground: Ground) -> ScopeStatus:
                 continue
             at_after = Transaction(journal, record).is_at(entry.path, entry.after)
             gone = entry.after.kind != "absent" and journal.tree.state_kind(ground.at(entry.path)) == "absent"
-            files[entry.path] = ManagedFile(entry.path, "as left" if at_after else "gone" if gone else "changed")
+            other = "generated again" if entry.generated else "changed"
+            files[entry.path] = ManagedFile(entry.path, "as left" if at_after else "gone" if gone else other)
     return ScopeStatus(ground.scope, True, opened.transaction if opened else "", tuple(active), tuple(files.values()))
 
 
@@ -358,10 +463,10 @@ def _by_its_own_words(ground: Ground, journal: Journal) -> tuple[ManagedFile, ..
     now = journal.tree.state(ground.at(path))
     if now.kind == "absent":
         return ()
-    return (ManagedFile(path, "as left" if environment.reads_as_ours(now, ground.scope) else "changed"),)
+    return (ManagedFile(path, "as left" if environment.reads_as_ours(now, "shell" if ground.scope == "system" else "conf") else "changed"),)
 
 
 __all__ = [
-    "ManagedFile", "Part", "ScopeStatus", "apply_scope", "check_facts", "kind_of", "new_transaction", "peek", "preview_scope", "render",
-    "rollback_scope", "status_scope", "validate",
+    "ManagedFile", "Part", "ScopeStatus", "apply_scope", "check_facts", "kind_of", "new_transaction", "peek", "preview_scope", "recover_open",
+    "render", "rollback_scope", "status_scope", "validate",
 ]  # fmt: skip

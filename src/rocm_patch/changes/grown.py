@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Collection
 from typing import Final
 
@@ -71,31 +72,44 @@ def clear_tomb(tree: Tree, path: str, transaction: str) -> None:
 def clear_unborn(tree: Tree, path: str, transaction: str) -> None:
     """Remove what a killed `plant` of this transaction left beside the path."""
     for found in tree.temporaries(parent_of(path)):
-        if tree.state_kind(found) == "folder" and marker_of(tree, found) == transaction:
+        if tree.state_kind(found) == "folder" and (marker_of(tree, found) == transaction or _torn_marker(tree, found, transaction)):
             tree.remove_tree(found)
             tree.sync_folder(parent_of(path))
 
 
-def manifest(folder: str) -> bytes:
-    """Name, kind and digest of everything in a folder of this machine, less caches."""
+def _torn_marker(tree: Tree, folder: str, transaction: str) -> bool:
+    """Whether a power cut left a folder with nothing but the beginning of this transaction's marker; such a one stayed for ever."""
+    if tree.names(folder) != [MARKER]:
+        return False
+    state = tree.state(join(folder, MARKER), limit=4096)
+    return state.kind == "file" and transaction.encode().startswith(state.data)
+
+
+def manifest(tree: Tree, path: str) -> bytes:
+    """Name, kind and digest of everything in a folder of the tree, less caches.
+
+    By descriptor: a link that somebody puts in the place of a folder while we look is refused or listed, never followed.
+    """
     found: dict[str, str] = {}
-    for at, folders, files in os.walk(folder, followlinks=False, onerror=_raise):
-        folders[:] = sorted(name for name in folders if name != CACHE)
-        for name in sorted([*files, *(name for name in folders if os.path.islink(os.path.join(at, name)))]):
-            path = os.path.join(at, name)
-            found[os.path.relpath(path, folder)] = _mark(path)
+    with tree.opened(path) as top:
+        for at, folders, files, here in os.fwalk(".", dir_fd=top, follow_symlinks=False, onerror=_raise):
+            links = [name for name in folders if _is_link(name, here)]
+            # Taken out before the walk goes on: it would open what they point to, and only then see that they are links.
+            folders[:] = sorted(name for name in folders if name != CACHE and name not in links)
+            for name in sorted([*files, *links]):
+                found[os.path.normpath(os.path.join(at, name))] = _mark(name, here)
     return json.dumps(found, sort_keys=True, indent=0, ensure_ascii=True).encode()
 
 
-def strangers(folder: str, known: bytes, without: Collection[str] = ()) -> list[str]:
-    """What in a folder of this machine is not as the manifest says: additions and changes, not what is gone.
+def strangers(tree: Tree, path: str, known: bytes, without: Collection[str] = ()) -> list[str]:
+    """What in a folder of the tree is not as the manifest says: additions and changes, not what is gone.
 
     `without`: paths in it that are accounted for elsewhere, with all below them.
     """
     ours = json.loads(known)
-    now = json.loads(manifest(folder))
-    below = tuple(f"{path}/" for path in without)
-    return sorted(path for path, mark in now.items() if ours.get(path) != mark and path not in without and not path.startswith(below))
+    now = json.loads(manifest(tree, path))
+    below = tuple(f"{name}/" for name in without)
+    return sorted(name for name, mark in now.items() if ours.get(name) != mark and name not in without and not name.startswith(below))
 
 
 def sums(known: bytes) -> bytes:
@@ -110,13 +124,19 @@ def counts(known: bytes) -> tuple[int, int]:
     return sum(mark.startswith("file ") for mark in marks), sum(not mark.startswith("file ") for mark in marks)
 
 
-def _mark(path: str) -> str:
-    if os.path.islink(path):
-        return "link " + os.readlink(path)
-    if not os.path.isfile(path):
+def _is_link(name: str, folder: int) -> bool:
+    return stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+
+
+def _mark(name: str, folder: int) -> str:
+    mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+    if stat.S_ISLNK(mode):
+        return "link " + os.readlink(name, dir_fd=folder)
+    if not stat.S_ISREG(mode):
         return "other"
     mark = hashlib.sha256()
-    with open(path, "rb") as file:
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    with open(descriptor, "rb") as file:
         while chunk := file.read(1 << 20):
             mark.update(chunk)
     return "file " + mark.hexdigest()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from rocm_patch.changes import grown
 from rocm_patch.changes.places import Ground
 from rocm_patch.changes.record import Record, Shape, digest, state_of
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
-from rocm_patch.root import ABSENT, State, join, parent_of, temporary_name
+from rocm_patch.root import ABSENT, CONTENT_LIMIT, State, join, parent_of, temporary_name
 
 PLAN: Final = "plan"
 MADE: Final = "made"
@@ -100,7 +101,11 @@ class Journal:
     # ------------------------------------------------------------------ birth and burial of the state folder
 
     def create(self) -> None:
-        """Make the state folder and what is missing above it, in one rename, and lock it."""
+        """Make the state folder and what is missing above it, in one rename, and lock it.
+
+        Raises:
+            RefusedError: another run was faster.
+        """
         for _ in range(ATTEMPTS):
             if self.exists:
                 return
@@ -112,6 +117,12 @@ class Journal:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
                 self._take()
+                if self.exists:
+                    # All that we looked at is from before that run. Going on, we found its files in our way, and taking
+                    # ourselves back we took back its change as well: it had written just what we were about to write.
+                    self._drop()
+                    what = f"another run has just finished its work with {self.ground.on_machine(self.folder)}"
+                    raise RefusedError(what, "look at 'rocm-patch status', and make a new plan") from error
         if not self.exists:
             raise RocmPatchError(f"the journal's folder {self.ground.on_machine(self.folder)} cannot be made")
 
@@ -230,7 +241,7 @@ class Journal:
     def open_record(self) -> Record | None:
         """The plan file: a transaction that did not come to its end."""
         state = self._state(join(self.folder, PLAN))
-        return None if state.kind != "file" else codec.loads(Record, state.data, "the journal's plan file")
+        return None if state.kind != "file" else _record(state.data, "the journal's plan file")
 
     def records(self) -> list[Record]:
         """Finished transactions, oldest first, but for those that a finished rollback took back."""
@@ -239,7 +250,7 @@ class Journal:
             if is_transaction(name):
                 state = self._state(f"{self.folder}/{name}/{RECEIPT}")
                 if state.kind == "file":
-                    record = codec.loads(Record, state.data, f"the journal's record {name}")
+                    record = _record(state.data, f"the journal's record {name}")
                     if record.transaction != name:
                         raise FormatError(f"the journal's record {name} calls itself {record.transaction!r}")
                     found.append(record)
@@ -311,7 +322,7 @@ class Journal:
         if shape.kind != "file":
             return state_of(shape, b"")
         path = f"{self.folder}/{record.transaction}/{shape.sha256}"
-        copy = self.tree.state(path)
+        copy = self.tree.state(path, CONTENT_LIMIT)
         if copy.kind != "file" or digest(copy.data) != shape.sha256:
             raise RocmPatchError(f"the journal's copy {self.ground.on_machine(path)} is missing or damaged")
         return state_of(shape, copy.data)
@@ -359,6 +370,12 @@ class Journal:
         return sorted(ours, key=lambda name: name in rollbacks)
 
 
+@functools.lru_cache(maxsize=64)
+def _record(data: bytes, what: str) -> Record:
+    """Records never change, and one verb reads the same ones again and again: a third of its time went into decoding."""
+    return codec.loads(Record, data, what)
+
+
 def _private(data: bytes) -> State:
     return State("file", 0o600, os.geteuid(), os.getegid(), data)
 
@@ -370,12 +387,18 @@ def _check_owner(descriptor: int, path: str) -> None:
 
 
 def _lock(descriptor: int, path: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        who = _holder(descriptor)
-        by = f" (process {who})" if who else ""
-        raise RefusedError(f"another run{by} is at work with {path}", "wait for it, or end it, and try again") from error
+    who = ""
+    for _ in range(ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            who = _holder(descriptor)
+        if who:
+            break
+        # Let go between our two looks: one race of four for a new journal named nobody.
+    by = f" (process {who})" if who else ""
+    raise RefusedError(f"another run{by} is at work with {path}", "wait for it, or end it, and try again")
 
 
 def _holder(descriptor: int) -> str:

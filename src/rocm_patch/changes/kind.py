@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rocm_patch.changes.places import Ground
@@ -57,6 +58,8 @@ class Change:
     path: str
     after: State
     grown: bool = False
+    line: str = ""
+    """In a file of others: the one line of ours, without its end. Where they changed the rest since, it is taken out alone."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,34 @@ class Work:
     lock: int
     """Descriptor of the journal's lock. Long-lived children inherit it: recovery waits for them."""
     say: Callable[[str], None]
+    watch: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
+    """Closed when the transaction has come to its end, one way or the other: for what shall not outlive it."""
+    back: bool = False
+    """True in a rollback: the before-states are in place again, and what was generated from ours is made anew."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """One value of ours, and what the running system shows of it. What `status` tells."""
+
+    name: str
+    """As people write it: MIOPEN_FIND_MODE, amdgpu.noretry, iommu, member of render."""
+    wanted: str | None
+    """What our files ask for; None: that it is not set."""
+    found: str | None
+    """What the running system has; None: nothing, or nothing that could be read."""
+    where: str
+    """Where that was read, as a path or in words."""
+    holds: bool | None
+    """None: it cannot be told here, e.g. under another root."""
+    why: str = ""
+    """What there is to know besides: at the next login, after a restart, somebody else's file wins."""
+
+
+Prepare = Callable[[Sequence[Step], Change, Work], None]
+Release = Callable[[Sequence[Step], Look], None]
+Confirm = Callable[[Sequence[Step], Look], tuple[Step, ...]]
+InForce = Callable[[Sequence[Step], Look], tuple[Held, ...]]
 
 
 @dataclass(frozen=True)
@@ -78,8 +109,19 @@ class Kind:
 
     validate: a step is allowed by the tables; RefusedError or FormatError if not.
     render: the paths and contents that all steps of this kind come to. Pure: reads, never writes.
-    activate: make the new files count, after they are in place.
-    verify: lines that say what was seen to hold; RocmPatchError if it does not.
+    activate: make the new files count, after they are in place. Returns files that the system's own tools generate from
+        them (an initramfs, a boot menu), made aside and not yet in place: the engine journals them and puts them there last.
+        In a rollback it is asked again if somebody has generated such a file since; with `asked_back` in every rollback.
+    verify: lines that say what was seen to hold; RocmPatchError if it does not. With `asked_back` after a rollback as well.
+    asked_back: others may have put our change into files of theirs that no record knows (the initramfs of a kernel that came
+        since), so that a rollback looks whether these have to be made anew.
+    in_force: what the running system shows of each value of ours. `steps` are this kind's in force in one scope; empty where
+        the journal is closed to this user (`look.journal_read`): the words of our own files must then do. Reads only, as any
+        user, and only what lies in the root; nothing live (/sys, /proc, this process) unless `look.ground.live`.
+    prepare: called just before a path of this kind is changed, with all before it in the order of applying in place and durable;
+        RocmPatchError stops the transaction, and everything is taken back.
+    release: whether these steps may be taken back now; RefusedError if somebody uses what would go.
+    confirm: for what is on trial, the steps that make it permanent; RefusedError if the trial was not passed.
     """
 
     name: str
@@ -87,5 +129,10 @@ class Kind:
     needs: Needs
     validate: Callable[[Step, Tables], None]
     render: Callable[[Sequence[Step], Look], tuple[Change, ...]]
-    activate: Callable[[Sequence[Step], Sequence[Change], Work], None]
+    activate: Callable[[Sequence[Step], Sequence[Change], Work], tuple[Change, ...]]
     verify: Callable[[Sequence[Step], Sequence[Change], Work], tuple[str, ...]]
+    confirm: Confirm | None = None
+    prepare: Prepare | None = None
+    release: Release | None = None
+    in_force: InForce | None = None
+    asked_back: bool = False

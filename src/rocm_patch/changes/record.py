@@ -38,6 +38,10 @@ class Entry:
     path: str
     before: Shape
     after: Shape
+    generated: bool = False
+    """Made by a tool of the system from other files: nobody's own work, so what others made of it since is made anew."""
+    line: str = ""
+    """A file of others in which one line is ours: where they changed the rest since, that line goes alone."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,15 @@ class Record:
 
 
 GONE: Final = Shape("absent")
+
+
+def without_line(data: bytes, line: str) -> bytes | None:
+    """A text less one line of it, everything else byte for byte; None if it is not there exactly once."""
+    lines = data.split(b"\n")
+    if lines.count(line.encode()) != 1:
+        return None
+    lines.remove(line.encode())
+    return b"\n".join(lines)
 
 
 def digest(data: bytes) -> str:

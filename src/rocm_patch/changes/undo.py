@@ -18,6 +18,7 @@ _HEAD = """\
 # For a system that is mounted elsewhere, name its root: sh undo.sh /mnt
 set -u
 umask 077
+# A rescue system may have no /dev/null, and a command whose output goes there would not be run: 2>&- needs nothing.
 root=${{1-{anchor}}}
 root=${{root%/}}
 copies=$root/{copies}
@@ -25,7 +26,15 @@ left=0
 
 say() {{ printf '%s\\n' "$1" >&2; }}
 leave() {{ say "left: $1 (changed by somebody else)"; left=1; }}
+stale() {{ say "left: $1 (generated again since; make it anew: update-initramfs -u, update-grub or what your system has for it)"; left=1; }}
 sum() {{ set -- $(sha256sum <"$1"); printf '%s' "$1"; }}
+mend() {{
+  # path, line: somebody changed the rest of this file since, so our line goes alone (a last line without an end gets one)
+  temporary=${{1%/*}}/.rocm-patch-$(printf '%08x%08x' "$$" 0)
+  rm -f "$temporary" && cp -p "$1" "$temporary" && {{ LC_ALL=C grep -vxF -e "$2" "$1" >"$temporary" || :; }} && sync && mv -f "$temporary" "$1" && sync \\
+    || {{ say "cannot write $1"; left=1; }}
+}}
+has() {{ [ ! -L "$1" ] && [ -f "$1" ] && LC_ALL=C grep -qxF -e "$2" "$1"; }}
 marks() {{
   # type and mode, owner, group, as ls writes them; a dot or plus at the end speaks of labels
   set -- $(LC_ALL=C ls -ldn "$1")
@@ -62,7 +71,7 @@ _TAIL = """\
   # All is as it was: this transaction's own folder goes as well, and the journal with it if nothing else is in it.
   cd /
   rm -f {files}
-  rmdir "$copies" 2>/dev/null
+  rmdir "$copies" 2>&-
 {rest}  sync
   exit 0
 }}
@@ -82,33 +91,34 @@ def script(record: Record, ground: Ground, made: list[str], contents: Mapping[st
         if entry.after.kind == "grown":
             lines += _grown(entry, record.transaction, contents, finished)
         elif entry.before.kind == "absent" and entry.after.kind == "folder":
-            lines += ['  rmdir "$p" 2>/dev/null']
+            lines += ['  rmdir "$p" 2>&-']
         else:
             lines += [
                 f"  if {_is(entry.after)}; then {_put(entry.before)}",
                 f"  elif {_is(entry.before)}; then :",
-                '  else leave "$p"; fi',
+                *([f'  elif has "$p" {shlex.quote(entry.line)}; then mend "$p" {shlex.quote(entry.line)}'] if entry.line else []),
+                f'  else {"stale" if entry.generated else "leave"} "$p"; fi',
             ]
     files = " ".join(f'"$copies"/{name}' for name in [*sorted({*contents, *_sums_names(contents, record)}), RECEIPT, UNDO])
     state = f'"$root"/{_quote(ground.state)}'
-    rest = [f"  if grep -q {record.transaction} {state}/{PLAN} 2>/dev/null; then rm -f {state}/{PLAN}; fi"]
+    rest = [f"  if grep -q {record.transaction} {state}/{PLAN} 2>&-; then rm -f {state}/{PLAN}; fi"]
     if made:
         rest += [f'  if [ "$(ls -A {state})" = {MADE} ]; then']
         rest += [f"    rm -f {state}/{MADE}"]
-        rest += [f'    rmdir "$root"/{_quote(path)} 2>/dev/null' for path in reversed(made)]
+        rest += [f'    rmdir "$root"/{_quote(path)} 2>&-' for path in reversed(made)]
         rest += ["  fi"]
     lines += [_TAIL.format(files=files, rest="\n".join(rest) + "\n")]
     return "\n".join(line.rstrip("\n") for line in lines).encode() + b"\n"
 
 
 def _grown(entry: Entry, transaction: str, contents: Mapping[str, bytes], finished: bool) -> list[str]:
-    ours = f'[ ! -L "$p" ] && [ -d "$p" ] && [ "$(cat "$p/{grown.MARKER}" 2>/dev/null)" = {transaction} ]'
+    ours = f'[ ! -L "$p" ] && [ -d "$p" ] && [ "$(cat "$p/{grown.MARKER}" 2>&-)" = {transaction} ]'
     check = ":"
     if finished:
         known = contents[entry.after.sha256]
         files, links = grown.counts(known)
         count = f"[ $(( $(find . -name {grown.CACHE} -prune -o -type %s -print | wc -l) )) -eq %d ]"
-        sums = f'sha256sum -c "$copies/{sums_name(entry)}" >/dev/null 2>&1'
+        sums = f'words=$(sha256sum -c "$copies/{sums_name(entry)}" 2>&-)'
         check = f'(cd "$p" && {count % ("f", files)} && {count % ("l", links)} && {sums})'
     return [
         '  if is_absent "$p"; then :',

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from rocm_patch.changes import grown
+from rocm_patch.changes import executable_stack, grown
 from rocm_patch.changes.kind import Change, Kind, Look, Tables, Work
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.model import Step
@@ -25,6 +25,8 @@ PLACEHOLDER: Final = "0.0.1.dev0"
 VENV_TIMEOUT: Final = 600.0
 INSTALL_TIMEOUT: Final = 6 * 3600.0
 _PARAMETERS: Final = ("gfx", "packages", "index", "python", "name", "expect")
+_EXTRA: Final = "extra"
+"""A second index, where a line of wheels has one."""
 _GFX: Final = re.compile(r"gfx[0-9a-f]{3,5}")
 _INDEX: Final = re.compile(r"https://[A-Za-z0-9.-]+(:\d+)?/[A-Za-z0-9._~/+-]*")
 _FOLDER: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -49,7 +51,7 @@ def validate(step: Step, tables: Tables) -> None:
     if step.scope != "user":
         raise RefusedError("a virtual environment belongs to a user; it is never made in system scope")
     for key in step.parameters:
-        if key not in _PARAMETERS:
+        if key not in (*_PARAMETERS, _EXTRA):
             raise RefusedError(f"remedy {step.remedy}: a venv step has no parameter {key!r}")
     for key in _PARAMETERS:
         values = step.parameters.get(key, ())
@@ -61,7 +63,10 @@ def validate(step: Step, tables: Tables) -> None:
     if not _FOLDER.fullmatch(step.parameters["name"][0]):
         raise RefusedError(f"{step.parameters['name'][0]!r} cannot be the name of an environment", "use letters, digits, '.', '_' and '-'")
     _plain_path(step.parameters["python"][0], "the Python interpreter")
-    allowed = [_allowed(row, gfx) for row in _wheels(tables) if set(gfx) <= set(row.gfx)]
+    rows = [row for row in _wheels(tables) if set(gfx) <= set(row.gfx) and getattr(row, "remedy", "") in ("", step.remedy)]
+    if any(getattr(row, "remedy", "") for row in rows):
+        rows = [row for row in rows if row.remedy]  # wheels that are for this remedy alone
+    allowed = [_allowed(row, gfx) for row in rows]
     if not allowed:
         raise RefusedError(f"our tables know no wheels for {', '.join(gfx)}")
     index = step.parameters["index"][0]
@@ -74,6 +79,8 @@ def validate(step: Step, tables: Tables) -> None:
             )
     else:
         _plain_path(index, "the folder of wheels")
+    if step.parameters.get(_EXTRA, ()) not in ((), *((row.extra_index,) for row in rows if getattr(row, "extra_index", ""))):
+        raise RefusedError(f"remedy {step.remedy}: {', '.join(step.parameters[_EXTRA])} is no second index of these wheels")
     if not any(_fits(step, row) for row in allowed):
         raise RefusedError(f"remedy {step.remedy}: the packages are not those of any line of wheels that our tables know")
 
@@ -131,6 +138,7 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
 def _render(step: Step, look: Look) -> Change:
     if not look.ground.live:
         raise RefusedError("a virtual environment can be made on the running system only, not in another root")
+    _check_library(step, look.tables)
     path = path_of(step, look.ground.data)
     now = look.now(path)
     if now.kind == "absent":
@@ -147,6 +155,18 @@ def _render(step: Step, look: Look) -> Change:
     return Change(path, now)
 
 
+def _check_library(step: Step, tables: Tables) -> None:
+    """Before hundreds of megabytes are fetched: does this system's C library load them at all?"""
+    row = next((row for row in _wheels(tables) if getattr(row, "remedy", "") == step.remedy), None)
+    limit = row.glibc_below if row is not None else ""
+    have = executable_stack.c_library()
+    if limit and have and not executable_stack.older(have, limit):
+        raise RefusedError(
+            f"glibc {have} refuses the libraries of these wheels: they ask for an executable stack, which it does not give from {limit} on",
+            "native-wheel needs none of this: rocm-patch plan --remedy native-wheel",
+        )
+
+
 def _same(one: Step, other: Step) -> bool:
     return one.remedy == other.remedy and dict(one.parameters) == dict(other.parameters)
 
@@ -159,7 +179,7 @@ def path_of(step: Step, data: str) -> str:
 # ------------------------------------------------------------------ activate
 
 
-def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> None:
+def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[Change, ...]:
     """Fill the folders: `python -m venv`, then pip, its progress on stderr.
 
     Raises:
@@ -169,6 +189,7 @@ def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> No
         if change.grown:
             _fill(step, work.ground.host(change.path), work)
     os.sync()  # what pip wrote must not be younger than the receipt that vouches for it
+    return ()
 
 
 def _fill(step: Step, folder: str, work: Work) -> None:
@@ -192,6 +213,7 @@ def install_command(step: Step, folder: str) -> list[str]:
     """What pip is asked. One index only: the public one has placeholders under the same names."""
     index = step.parameters["index"][0]
     source = ["--no-index", "--find-links", index] if index.startswith("/") else ["--index-url", index]
+    source += [word for extra in step.parameters.get(_EXTRA, ()) for word in ("--extra-index-url", extra)]
     return [f"{folder}/bin/python", "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *source, *step.parameters["packages"]]
 
 
@@ -216,10 +238,24 @@ def verify(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tupl
         wrong = faults(step, folder)
         if wrong:
             raise RocmPatchError(f"pip ended well, but {'; '.join(wrong)}", "nothing is kept; the index may hold placeholders only")
+        said += _stacks(change.path, folder, work.tables, step)
         found = installed_in(folder)
         names = [name for name in dict.fromkeys(("torch", *step.parameters["expect"])) if _normal(name) in found]
         said += [f"{change.path}: {name} {found[_normal(name)]}" for name in names]
     return tuple(said)
+
+
+def _stacks(path: str, folder: str, tables: Tables, step: Step) -> list[str]:
+    if not any(getattr(row, "remedy", "") == step.remedy for row in _wheels(tables)):
+        return []
+    asking = executable_stack.asking(folder)
+    have = executable_stack.c_library()
+    if not asking:
+        return [f"{path}: no library asks for an executable stack"]
+    if have and not executable_stack.older(have, executable_stack.REFUSED_FROM):
+        raise RocmPatchError(f"{asking[0]} asks for an executable stack, which glibc {have} does not give: it cannot be loaded")
+    limit = executable_stack.REFUSED_FROM
+    return [f"{path}: {len(asking)} libraries ask for an executable stack; glibc {have or 'of unknown version'} gives it, from {limit} on none does"]
 
 
 def faults(step: Step, folder: str) -> list[str]:

@@ -1,19 +1,21 @@
-"""Verbs that change something and take it back: plan, apply, status, rollback, recover."""
+"""Verbs that change something and take it back: plan, apply, confirm, status, rollback, recover."""
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rocm_patch.cli.common import JsonOption, MachineOption, PythonOption, RootOption, YesOption, case_of, diagnosis_of, read_input, root_of, verb
 from rocm_patch.errors import EXIT_FINE, EXIT_NEEDS_RESTART, EXIT_PROBLEMS, EXIT_REFUSED, RefusedError, UsageError
-from rocm_patch.model import SCHEMA, Diagnosis, Plan, Receipt, Step
+from rocm_patch.model import SCHEMA, Diagnosis, Plan, Receipt, Scope, Step
 
 if TYPE_CHECKING:
     from rocm_patch.changes import Locations
+    from rocm_patch.changes.kind import Held
     from rocm_patch.diagnose.case import Case
 
 RemedyOption = Annotated[
@@ -27,7 +29,7 @@ VenvPythonOption = Annotated[str, typer.Option("--venv-python", help="Make the e
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command."""
-    for function in (plan, apply, status, rollback, recover):
+    for function in (plan, apply, confirm, status, rollback, recover):
         app.command()(function)
 
 
@@ -54,10 +56,13 @@ def steps_of(
     from rocm_patch.root import Root
 
     pairs: dict[str, str] = {}
+    sets: list[str] = []
     for pair in values:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"--set {pair}: KEY=VALUE is the form")
+        if key == "set":
+            sets.append(value)
         pairs[key] = value
     found = pythons.find(Root(root), case.machine)
     if python:
@@ -66,7 +71,22 @@ def steps_of(
         index = os.path.abspath(index)
     if pairs.get("venv"):
         pairs["venv"] = os.path.abspath(pairs["venv"])
-    return planner.steps(case, diagnosis, planner.Choices(tuple(remedies), pairs, index, found, untested=untested))
+    user, group = _who(root)
+    choices = planner.Choices(tuple(remedies), pairs, index, found, sets=tuple(sets), user=user, group=group, untested=untested)
+    return planner.steps(case, diagnosis, choices)
+
+
+def _who(root: str) -> tuple[str, str]:
+    """The user who works on this machine, and the group that its device nodes go by."""
+    from rocm_patch.changes.permissions import GROUPS
+    from rocm_patch.machine import recorded, user
+    from rocm_patch.model import Known
+
+    place = root_of(root)
+    answer = place.text("etc/group")
+    names = {line.partition(":")[0] for line in (answer.value or "").splitlines()} if isinstance(answer, Known) else set()
+    name = user.find(place, recorded.read(place)).name
+    return "" if name == "root" else name, next((group for group in GROUPS if group in names), GROUPS[0])
 
 
 def _version_of(python: str, found: tuple[tuple[str, str], ...]) -> str:
@@ -164,7 +184,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what would be changed, as a diff. Writes nothing but the file that you name."""
-    from rocm_patch import codec
+    from rocm_patch import codec, planner
     from rocm_patch.report import documents, words
 
     case = case_of(root, machine, python)
@@ -173,9 +193,21 @@ def plan(
     steps, elsewhere = split(wanted, root)
     made, shown = plan_of(steps, locations_of(root))
     by_hand = _by_hand(case, diagnosis)
+    notes = planner.notes(case, wanted)
+    for note in notes:
+        words.note(note)
     if as_json:
         changes = [{"path": path, "diff": text} for path, text in shown]
-        documents.show({"schema": SCHEMA, "plan": codec.encode(made), "changes": changes, "elsewhere": codec.encode(elsewhere), "by_hand": by_hand})
+        documents.show(
+            {
+                "schema": SCHEMA,
+                "plan": codec.encode(made),
+                "changes": changes,
+                "elsewhere": codec.encode(elsewhere),
+                "by_hand": by_hand,
+                "notes": [asdict(note) for note in notes],
+            }
+        )
     else:
         show_plan(steps, elsewhere, shown)
         out = words.console()
@@ -228,18 +260,48 @@ def _read(file: str) -> bytes:
 
 
 @verb
-def status(root: RootOption = "/", as_json: JsonOption = False) -> None:
-    """What of ours is in force, and whether its files are as we left them. Reads only."""
+def confirm(root: RootOption = "/", yes: YesOption = False, as_json: JsonOption = False) -> None:
+    """Make permanent what is on trial since the last restart, if the machine came up well with it."""
     from rocm_patch import apply as door
+
+    where = locations_of(root)
+    if not confirmed("Make permanent what is on trial?", yes):
+        sys.stderr.write("nothing was changed\n")
+        raise SystemExit(EXIT_REFUSED)
+    raise SystemExit(finish(door.confirm(where), where, as_json))
+
+
+@verb
+def status(root: RootOption = "/", as_json: JsonOption = False) -> None:
+    """What is ours, what of it the running system shows, and what somebody else set and whether that does anything. Reads only."""
+    from rocm_patch import apply as door
+    from rocm_patch.changes import KINDS, in_force
+    from rocm_patch.diagnose import standing
     from rocm_patch.report import documents, words
 
-    found = door.status(locations_of(root))
+    where = locations_of(root)
+    found = door.status(where)
+    case = _bare_case(root)
+    held: dict[str, tuple[Held, ...]] = {scope: in_force.seen(where.ground(scope), case.knowledge, KINDS) for scope in where.scopes()}
+    others = tuple(standing.others(case))
     if as_json:
-        documents.show({"schema": SCHEMA, "scopes": [_scope(item) for item in found]})
+        scopes = [{**_scope(item), "in_force": [asdict(line) for line in held[item.scope]]} for item in found]
+        documents.show({"schema": SCHEMA, "scopes": scopes, "others": [asdict(line) for line in others]})
     else:
-        words.status(found, words.console())
+        words.status(found, held, others, words.console())
     if any(item.open for item in found):
         raise SystemExit(EXIT_PROBLEMS)
+
+
+def _bare_case(root: str) -> Case:
+    """The machine without a look into its libraries: enough to say what a setting does on its card."""
+    from rocm_patch import knowledge
+    from rocm_patch.diagnose.case import Case
+    from rocm_patch.machine import collect
+    from rocm_patch.model import Images
+
+    place, tables = root_of(root), knowledge.load()
+    return Case(collect(place, tables, environment=dict(os.environ) if place.live else None), Images(), None, tables)
 
 
 def _scope(item: Any) -> dict[str, Any]:
@@ -252,6 +314,10 @@ def _scope(item: Any) -> dict[str, Any]:
 def rollback(
     transaction: Annotated[str, typer.Argument(help="Take back this one; without it the newest.")] = "",
     everything: Annotated[bool, typer.Option("--all", help="Take back all that is in force.")] = False,
+    scope: Annotated[str, typer.Option(help="user or system: leave the other one alone.", metavar="SCOPE")] = "",
+    full: Annotated[
+        bool, typer.Option("--full", help="All, and what a rollback keeps: our caches, probe results, records of files that others changed.")
+    ] = False,
     root: RootOption = "/",
     yes: YesOption = False,
     as_json: JsonOption = False,
@@ -260,11 +326,35 @@ def rollback(
     from rocm_patch import apply as door
 
     where = locations_of(root)
-    what = "everything of ours" if everything else f"transaction {transaction}" if transaction else "the newest transaction"
+    if scope not in ("", "user", "system"):
+        raise UsageError(f"--scope {scope}: user or system")
+    if full and transaction:
+        raise UsageError("--full takes back everything; it goes without the name of a transaction")
+    chosen: Scope | None = "user" if scope == "user" else "system" if scope == "system" else None
+    what = (
+        "everything of ours, our caches and our records"
+        if full
+        else "everything of ours"
+        if everything
+        else f"transaction {transaction}"
+        if transaction
+        else "the newest transaction"
+    )
     if not confirmed(f"Take back {what}?", yes):
         sys.stderr.write("nothing was changed\n")
         raise SystemExit(EXIT_REFUSED)
-    raise SystemExit(finish(door.rollback(where, transaction, everything=everything), where, as_json))
+    receipts = door.rollback(where, transaction, everything=everything or full, forget=full, scope=chosen)
+    if full and chosen != "system":
+        from rocm_patch.changes import leftovers
+
+        for folder in leftovers.remove(where):
+            sys.stderr.write(f"removed: {folder}\n")
+    if full and chosen != "user" and where.live:
+        from rocm_patch.changes.privileged import INSTALLED
+
+        if os.path.exists(INSTALLED):
+            sys.stderr.write(f"root's own copy is still there; to remove it: sudo rm {INSTALLED}\n")
+    raise SystemExit(finish(receipts, where, as_json))
 
 
 @verb

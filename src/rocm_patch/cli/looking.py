@@ -68,6 +68,9 @@ def run(
     context: typer.Context,
     python: PythonOption = [],  # noqa: B006
     keep: Annotated[list[str], typer.Option("--keep", help="Leave this variable as it is; may be given again.", metavar="NAME")] = [],  # noqa: B006
+    prefix: Annotated[
+        str, typer.Option("--prefix", help="Take libraries from this folder first, as the patched-prefix remedy makes it.", metavar="DIR")
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be set.")] = False,
 ) -> None:
     """Run a command under the best configuration known for this card: `rocm-patch run -- python train.py`. Writes nothing."""
@@ -90,6 +93,8 @@ def run(
         own = [torch for torch in case.machine.torches if torch.interpreter in named]
         case = Case(replace(case.machine, torches=tuple(own or case.machine.torches)), case.images, case.trials, case.knowledge)
     prepared = launch.prepare(case, dict(os.environ), tuple(keep))
+    if prefix:
+        prepared = launch.with_prefix(prepared, prefix)
     for line in (*prepared.changes, *(f"warning: {line}" for line in prepared.warnings)):
         sys.stderr.write(f"rocm-patch: {line}\n")
     if dry_run:

@@ -263,7 +263,7 @@ class Case:
     @cached_property
     def wheel(self):  # type: ignore[no-untyped-def]  # WheelRow | None; mypy does not see through cached_property here
         """The newest line of wheels that has this card's target."""
-        return next((row for row in self.knowledge.wheels if self.gfx in row.gfx), None)
+        return next((row for row in self.knowledge.wheels if self.gfx in row.gfx and not row.remedy), None)
 
 
 def override_of(places: tuple[Setting, ...]) -> Override | None:

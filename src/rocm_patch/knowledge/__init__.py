@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rocm_patch import codec
 from rocm_patch.errors import FormatError, KnowledgeError
-from rocm_patch.model import ContentRow, DeviceRow, Evidence, GpuRow, LauncherRow, RemedyRow, SettingRow, Signature, WheelRow
+from rocm_patch.model import ContentRow, DeviceRow, Evidence, GpuRow, LauncherRow, ProfileRow, RemedyRow, SettingRow, Signature, WheelRow
 
 if TYPE_CHECKING:
     from rocm_patch.knowledge.matching import Finder
@@ -43,6 +43,7 @@ class Knowledge:
     wheels: tuple[WheelRow, ...]
     contents: tuple[ContentRow, ...]
     launchers: tuple[LauncherRow, ...]
+    profiles: Mapping[str, ProfileRow]
     checked: str
     """The date of the oldest table."""
 
@@ -150,13 +151,18 @@ def build(tables: Mapping[str, Any]) -> Knowledge:
         signatures=tuple(_keyed("signatures", _rows(tables, "signatures", "signature", Signature), "id").values()),
         wheels=tuple(_keyed("wheels", _rows(tables, "wheels", "wheel", WheelRow), "id").values()),
         contents=tuple(_keyed("wheels", _rows(tables, "wheels", "content", ContentRow), "id").values()),
+        profiles=_keyed("settings", _rows(tables, "settings", "profile", ProfileRow), "id"),
         launchers=tuple(_keyed("launchers", _rows(tables, "launchers", "launcher", LauncherRow), "name").values()),
         checked=min(str(tables[name]["checked"]) for name in TABLES if "checked" in tables[name]),
     )
 
 
+_TOGETHER = {"wheels": {"wheel", "content"}, "settings": {"setting", "profile"}}
+"""Tables with rows of two sorts."""
+
+
 def _rows(tables: Mapping[str, Any], table: str, key: str, kind: type[T]) -> tuple[T, ...]:
-    unknown = set(tables[table]) - {"checked", key} - ({"wheel", "content"} if table == "wheels" else set())
+    unknown = set(tables[table]) - {"checked", key} - _TOGETHER.get(table, set())
     if unknown:
         raise KnowledgeError(f"{table}.toml: unknown top-level key {', '.join(sorted(unknown))}")
     rows = []

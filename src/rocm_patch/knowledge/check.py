@@ -29,8 +29,11 @@ def problems(knowledge: Knowledge) -> Iterator[str]:
         where = f"remedies.toml, {remedy.id}"
         if remedy.remedy not in knowledge.remedy_classes:
             yield f"{where}: {remedy.remedy!r} is no class of remedy"
-        if remedy.kind in ("environment", "venv", "autoload") and not remedy.parameters:
+        if remedy.kind not in ("run", "manual") and not remedy.parameters:
             yield f"{where}: a remedy that changes something names its parameters"
+        for other in remedy.instead:
+            if other not in knowledge.remedies:
+                yield f"{where}: there is no remedy {other!r} to use instead"
         if not any(row.remedy == remedy.id for row in knowledge.evidence):
             yield f"{where}: no evidence at all; add a row, if only one that says who claimed it"
         yield from _condition(where, remedy.when)
@@ -58,6 +61,14 @@ def problems(knowledge: Knowledge) -> Iterator[str]:
         if not valid_range(content.rocm):
             yield f"{where}: {content.rocm!r} is no version range"
         yield from _sources(where, content.sources)
+    for profile in knowledge.profiles.values():
+        where = f"settings.toml, profile {profile.id}"
+        for pair in profile.set:
+            name, _, value = pair.partition("=")
+            allowed = knowledge.settings[name].may_set if name in knowledge.settings else ""
+            if not allowed or (not list(_pattern(where, allowed)) and not re.fullmatch(allowed, value)):
+                yield f"{where}: {pair} is not what the row of {name} allows to set"
+        yield from _sources(where, profile.sources)
     for launcher in knowledge.launchers:
         yield from _sources(f"launchers.toml, {launcher.name}", launcher.sources)
 

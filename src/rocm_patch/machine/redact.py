@@ -16,11 +16,12 @@ _PATTERNS = (
     # a letter that each match contains, expression, what is put
     ("-", re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE), "<uuid>"),
     (":", re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", re.IGNORECASE), "<mac>"),
+    ("-", re.compile(r"\b(?:[0-9a-f]{2}-){5}[0-9a-f]{2}\b", re.IGNORECASE), "<mac>"),
     (":", re.compile(r"(?<![\w:.])(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}|(?:[0-9a-f]{1,4}:){1,6}(?::[0-9a-f]{1,4}){2,6})(?![\w:])"), "<address>"),
     (".", re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]|-[a-z])"), "<address>"),
     ("@", re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"), "<mail>"),
     ("@", re.compile(r"\b[a-z_][\w.-]*@[\w-]+(?=:[~/]|:? ?[$#~])"), "<user>@<host>"),
-    ("", re.compile(r"(?i)\b(serial(?: number)?|unique_id)(\W+)\w+"), r"\1\2<serial>"),
+    ("", re.compile(r"(?i)\b(serial[ _-]?(?:number|no)?|unique_id)(\W+)\w+"), r"\1\2<serial>"),
     ("G", re.compile(r"\bGPU-[0-9a-f]{12,}\b"), "GPU-<serial>"),
     ("", re.compile(r"[/\\]+(?:home|Users|users)[/\\]+[^/\\\s:\"']+"), "/home/user"),
     ("/media/", re.compile(r"/media/[^/\s:\"']+"), "/media/user"),

@@ -17,7 +17,11 @@ from rocm_patch.machine.user import User
 from rocm_patch.model import Known, Setting, SettingKind, Unknown
 from rocm_patch.root import Root
 
-OURS = ("etc/profile.d/zz-rocm-patch.sh", ".config/environment.d/90-rocm-patch.conf")
+OURS = ("zz-rocm-patch.sh", "zz-rocm-patch.conf", "90-rocm-patch.conf", "80-rocm-patch.conf")
+"""Names of our files, whatever the folder. A menu entry bears the application's name: it is known by its first line."""
+OUR_LIBRARIES = "/usr/local/lib/rocm-patch/"
+"""Where the preload kind puts them: the file that names them is not ours, the word is."""
+_OUR_HEAD = "# Settings of rocm-patch "
 
 _SHELL_FILES = (".profile", ".bash_profile", ".bash_login", ".bashrc", ".bash_aliases", ".zshenv", ".zprofile", ".zshrc", ".xprofile", ".xsessionrc")
 _SYSTEM_SHELL_FILES = ("etc/profile", "etc/bash.bashrc", "etc/bashrc", "etc/zsh/zshenv", "etc/zshenv", "etc/zsh/zprofile", "etc/zsh/zshrc")
@@ -46,6 +50,7 @@ class _Reader:
         self.root, self.knowledge = root, knowledge
         self.found: list[Setting] = []
         self.unread: list[Unknown] = []
+        self.ours: set[str] = set()
 
     # -- places
 
@@ -77,6 +82,10 @@ class _Reader:
     def scoped_places(self, home: str) -> None:
         self._pairs("etc/systemd/system.conf", "systemd", "service (all)", key="DefaultEnvironment")
         self._pairs("etc/systemd/user.conf", "systemd", "service (all)", key="DefaultEnvironment")
+        for folder in ("etc/systemd/system.conf.d", "etc/systemd/user.conf.d", f"{home}/.config/systemd/user.conf.d"):
+            for name in self.root.list(folder):
+                if name.endswith(".conf"):
+                    self._pairs(f"{folder}/{name}", "systemd", "service (all)", key="DefaultEnvironment")
         for folder in ("etc/systemd/system", "etc/systemd/user", f"{home}/.config/systemd/user"):
             self._units(folder)
         for folder in ("usr/share/applications", f"{home}/.local/share/applications", f"{home}/.config/autostart", "etc/xdg/autostart"):
@@ -207,6 +216,8 @@ class _Reader:
 
     def _desktop(self, path: str, name: str) -> None:
         for number, line in self._lines(path):
+            if number == 1 and line.startswith(_OUR_HEAD):
+                self.ours.add(path)
             if line.startswith("Exec="):
                 self._command(line[5:], "desktop", path, number, f"application {name}")
 
@@ -249,7 +260,8 @@ class _Reader:
             return
         kind: SettingKind = row.kind
         shown = path if path == "environment" else "/" + path.lstrip("/")
-        ours = any(shown.endswith(own) for own in OURS)
+        ours = any(shown.endswith(f"/{own}") for own in OURS) or path in self.ours
+        ours = ours or (origin == "preload" and (value or "").startswith(OUR_LIBRARIES))
         if replaces and not any(item.name == name and item.value == replaces for item in self.found):
             return  # our own guard against a value that nobody sets any more
         self.found.append(Setting(name, value, kind, origin, shown, line, reach, True, ours))

@@ -28,8 +28,11 @@ def step(item: Step, row: RemedyRow) -> str:
     if row.kind == "autoload":
         what = "our convolution engine" if item.parameters.get("door") == ("engine",) else "MIOpen switched off"
         return f"{item.remedy}: {what} whenever torch is imported in {' '.join(item.parameters.get('venv', ()))}"
-    words = [f"{key} {', '.join(item.parameters[key])}" for key in ("set", "unset") if item.parameters.get(key)]
-    return f"{item.remedy}: {'; '.join(words)}"
+    keys = ("set", "unset", "place", "when") if row.kind == "environment" else tuple(item.parameters)
+    words = "; ".join(f"{key} {', '.join(item.parameters[key])}" for key in keys if item.parameters.get(key))
+    if row.kind == "environment" or "{" in row.title:  # its title speaks of a finding, and there is none in a step
+        return f"{item.remedy}: {words}"
+    return f"{item.remedy}: {row.title}{f' ({words})' if words else ''}"
 
 
 def _lines(state: State) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,8 +15,11 @@ from rocm_patch.model import Diagnosis, Finding, Known
 
 if TYPE_CHECKING:
     from rocm_patch.apply import ScopeStatus
+    from rocm_patch.changes.kind import Held
     from rocm_patch.diagnose.case import Case
+    from rocm_patch.diagnose.standing import Standing
     from rocm_patch.model import Receipt, Trial, Trials
+    from rocm_patch.planner import Note
 
 _MARKS = {"problem": ("[problem]", "bold red"), "warning": ("[warning]", "yellow"), "info": ("[info]", "cyan")}
 _VERDICTS = {"passed": "green", "skipped": "dim"}
@@ -201,6 +204,8 @@ def receipts(items: Iterable[Receipt], out: Console, root: str = "/") -> None:
             _line(Text(f"verified: {line}"), 2, out)
         for path in item.left:
             _line(Text(f"left alone, somebody changed it since: {path}", style="yellow"), 2, out)
+        for text in item.differences:
+            diff(text, out)
         if item.needs and root == "/":
             words = {"login": "Log out and in again: running programs keep what they have.", "reboot": "Restart the machine."}
             _line(Text(words[item.needs], style="bold"), 2, out)
@@ -208,17 +213,40 @@ def receipts(items: Iterable[Receipt], out: Console, root: str = "/") -> None:
             out.print(f"  undo without us: sh {root.rstrip('/')}{item.undo}", soft_wrap=True)
 
 
-def status(scopes: Iterable[ScopeStatus], out: Console) -> None:
-    """What of ours is in force."""
+def note(item: Note) -> None:
+    """What a remedy is worth that somebody named, on stderr, before anything is shown of it."""
+    out = console(error=True)
+    style = "bold red" if item.status == "harmful" else "bold yellow"
+    out.print(Text(f"{item.remedy}: {item.status} on {item.card}", style=style))
+    for line in item.said:
+        _line(Text(line), 2, out)
+    for line in item.instead:
+        _line(Text(f"instead: {line}", style="green"), 2, out)
+
+
+def status(scopes: Iterable[ScopeStatus], held: Mapping[str, Iterable[Held]], others: Iterable[Standing], out: Console) -> None:
+    """What is ours, what the running system shows of it, and what somebody else set."""
     for scope in scopes:
         if not scope.readable:
             out.print(f"{scope.scope} scope: the journal belongs to root; `sudo rocm-patch status` shows it")
-            continue
-        if not scope.transactions:
+        elif not scope.transactions:
             out.print(f"{scope.scope} scope: nothing of ours is in force")
         for record in scope.transactions:
             out.print(f"{scope.scope} scope: {record.transaction}: {', '.join(step.remedy for step in record.steps)}", soft_wrap=True)
         for file in scope.files:
             out.print(Text(f"  {file.state:8} {file.path}", style="" if file.state == "as left" else "yellow"), soft_wrap=True)
+        for line in held.get(scope.scope, ()):
+            answer, style = {True: ("seen", ""), False: ("not seen", "yellow"), None: ("not told", "dim")}[line.holds]
+            wanted = "taken away" if line.wanted is None else line.wanted
+            found = "" if line.holds or line.found is None else f", there is {line.found!r}"
+            why = f" ({line.why})" if line.why else ""
+            out.print(Text(f"  {answer:8} {line.name}: {wanted}{found} - {line.where}{why}", style=style), soft_wrap=True)
         if scope.open:
             out.print(Text(f"  half done: {scope.open}; run `rocm-patch recover`", style="bold red"))
+    listed = list(others)
+    if listed:
+        out.print("set by somebody else, left as it is:")
+    for item in listed:
+        place = f"{item.path} line {item.line}" if item.line else item.path
+        style = {"harmful": "red", "no effect": "yellow", "slows": "yellow"}.get(item.does, "")
+        out.print(Text(f"  {item.does:10} {item.name}={item.value} - {place}: {item.text}", style=style), soft_wrap=True)

@@ -1,0 +1,93 @@
+"""What is in a folder of libraries: one line for each file and link, `build` writes it and root copies nothing that it does not name.
+
+file<TAB>0644 or 0755<TAB>sha256<TAB>path
+link<TAB>-<TAB>target<TAB>path
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from rocm_patch.changes.record import digest
+from rocm_patch.errors import FormatError, RefusedError
+from rocm_patch.root import join, parent_of
+
+MANIFEST: Final = "manifest"
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_ROWS: Final = 100_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a manifest. `mark` is a file's sha256 or a link's target."""
+
+    kind: str
+    mode: int
+    mark: str
+    path: str
+
+
+def manifest_of(folder: str) -> bytes:
+    """Describe a staged folder of this machine, as `build` does it. The file `manifest` at its top is left out.
+
+    Raises:
+        RefusedError: something in it is neither a plain file nor a link that stays inside.
+    """
+    lines = []
+    for at, folders, files in os.walk(folder):
+        for name in [*files, *(name for name in folders if os.path.islink(os.path.join(at, name)))]:
+            host = os.path.join(at, name)
+            path = os.path.relpath(host, folder)
+            if path == MANIFEST:
+                continue
+            if os.path.islink(host):
+                lines.append(f"link\t-\t{os.readlink(host)}\t{path}")
+            elif os.path.isfile(host):
+                with open(host, "rb") as file:
+                    mark = digest(file.read())
+                lines.append(f"file\t{'0755' if os.stat(host).st_mode & 0o100 else '0644'}\t{mark}\t{path}")
+            else:
+                raise RefusedError(f"{host} is neither a file nor a link")
+    text = "".join(f"{line}\n" for line in sorted(lines)).encode()
+    parse(text)
+    return text
+
+
+def parse(data: bytes) -> tuple[Row, ...]:
+    """Read a manifest.
+
+    Raises:
+        FormatError: a line that no manifest of ours has, or a path or link that leaves the folder.
+    """
+    try:
+        lines = data.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise FormatError("the manifest is not UTF-8") from error
+    if lines.pop() or not lines or len(lines) > _ROWS:
+        raise FormatError("the manifest is empty, too long, or its last line has no end")
+    rows, places = list[Row](), set[str]()
+    for number, line in enumerate(lines, 1):
+        parts = line.split("\t")
+        if len(parts) != 4 or not line.replace("\t", "").isprintable():
+            raise FormatError(f"the manifest's line {number} has not the four words of one")
+        kind, mode, mark, path = parts
+        good = mode in ("0644", "0755") and bool(_DIGEST.fullmatch(mark)) if kind == "file" else kind == "link" and mode == "-" and _stays(path, mark)
+        if not good or not _inside(path) or path in places:
+            raise FormatError(f"the manifest's line {number} is not one that is ever installed: {line[:200]!r}")
+        places.add(path)
+        rows.append(Row(kind, int(mode, 8) if kind == "file" else 0o777, mark, path))
+    above = {"/".join(path.split("/")[:depth]) for path in places for depth in range(1, path.count("/") + 1)}
+    if above & places:
+        raise FormatError(f"the manifest has {min(above & places)} as a folder and as something else")
+    return tuple(rows)
+
+
+def _inside(path: str) -> bool:
+    return bool(path) and not path.startswith("/") and os.path.normpath(path) == path and path.split("/", 1)[0] not in ("..", ".", MANIFEST)
+
+
+def _stays(path: str, target: str) -> bool:
+    return bool(target) and not target.startswith("/") and os.path.normpath(join(parent_of(path), target)).split("/")[0] != ".."

@@ -1,0 +1,188 @@
+"""Who may open the card: the rule, one word in the group files, and that others' words in them stay."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from changes_support import prepare, snapshot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rocm_patch import knowledge
+from rocm_patch.apply import apply, facts, rollback, status
+from rocm_patch.changes import KINDS, Locations, in_force, permissions, preview
+from rocm_patch.changes.group_file import members, with_member, without_member
+from rocm_patch.changes.permissions import Rules, parse, text_of
+from rocm_patch.errors import FormatError, RefusedError
+from rocm_patch.model import SCHEMA, Plan, Step
+
+TABLES = knowledge.load()
+RULES = "etc/udev/rules.d/70-rocm-patch.rules"
+GROUP = "root:x:0:\nvideo:x:44:bo\nrender:x:109:\nusers:x:100:alice,bo\n"
+GSHADOW = "root:*::\nvideo:!::bo\nrender:!::\nusers:*::alice,bo\n"
+PASSWD = "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\nbo:x:1001:1001::/home/bo:/bin/sh\n"
+RULE = Step("kfd-udev-rule", "system", {"group": ("render",)})
+
+
+def join(user="alice", group="render"):
+    return Step("device-group", "system", {"user": (user,), "group": (group,)})
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = prepare(tmp_path / "root")
+    for name, text, mode in (("group", GROUP, 0o644), ("gshadow", GSHADOW, 0o640), ("passwd", PASSWD, 0o644)):
+        Path(f"{root}/etc/{name}").write_text(text)
+        os.chmod(f"{root}/etc/{name}", mode)
+    return root
+
+
+def where(root):
+    return Locations(str(root))
+
+
+def do(root, *steps):
+    (receipt,) = apply(Plan(SCHEMA, steps, facts(steps, where(root))), where(root), say=lambda _: None)
+    return receipt
+
+
+def read(root, name):
+    return Path(f"{root}/etc/{name}").read_text()
+
+
+def test_there_and_back_to_the_byte(root):
+    before = snapshot(root)
+    receipt = do(root, join(), RULE)
+    assert read(root, "group") == GROUP.replace("render:x:109:", "render:x:109:alice")
+    assert read(root, "gshadow") == GSHADOW.replace("render:!::", "render:!::alice")
+    assert os.stat(f"{root}/etc/gshadow").st_mode & 0o777 == 0o640
+    assert Path(f"{root}/{RULES}").read_text().splitlines()[2:] == [
+        "# joined by rocm-patch: user alice, group render",
+        'SUBSYSTEM=="kfd", KERNEL=="kfd", GROUP="render", MODE="0660"',
+        'SUBSYSTEM=="drm", KERNEL=="renderD*", DRIVERS=="amdgpu", GROUP="render", MODE="0660"',
+    ]
+    assert "/etc/group: alice is in render" in receipt.verified
+    assert do(root, join(), RULE).outcome == "already there"
+    rollback(where(root), everything=True)
+    assert snapshot(root) == before
+
+
+def test_what_others_added_since_stays(root):
+    """A package that brings a group, a user who joins another one: only our word goes."""
+    do(root, join())
+    Path(f"{root}/etc/group").write_text(read(root, "group").replace("alice", "alice,bo", 1) + "docker:x:999:alice\n")
+    assert {file.path: file.state for item in status(where(root)) for file in item.files}["/etc/group"] == "generated again"
+    (receipt,) = rollback(where(root), everything=True)
+    assert receipt.outcome == "rolled back"
+    assert read(root, "group") == GROUP.replace("render:x:109:", "render:x:109:bo") + "docker:x:999:alice\n"
+    assert read(root, "gshadow") == GSHADOW
+
+
+def test_who_is_a_member_already_stays_one(root):
+    before = snapshot(root)
+    assert do(root, join("bo", "video")).outcome == "already there"
+    assert snapshot(root) == before
+
+
+def test_by_a_seat(root):
+    do(root, Step("kfd-udev-rule", "system", {"group": ("video",), "access": ("seat",)}))
+    text = Path(f"{root}/{RULES}").read_text()
+    assert text.count('GROUP="video", MODE="0660", TAG+="uaccess"') == 2
+
+
+BAD = {
+    "root": (join("root"), "cannot be the user"),
+    "nobody known": (join("carol"), "no user carol"),
+    "a name with a colon": (join("a:b"), "cannot be the user"),
+    "a powerful group": (join(group="sudo"), "no group of GPUs"),
+    "a group that is not there": (Step("device-group", "system", {"user": ("alice",), "group": ("video",)}), "no group video"),
+    "no way of access": (Step("kfd-udev-rule", "system", {"access": ("all",)}), "no way of access"),
+    "two users": (Step("device-group", "system", {"user": ("alice", "bo")}), "given once"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refused(root, case):
+    step, words = BAD[case]
+    if case == "a group that is not there":
+        Path(f"{root}/etc/group").write_text(GROUP.replace("video", "other"))
+    before = snapshot(root)
+    with pytest.raises(RefusedError, match=words):
+        preview((step,), where(root))
+    assert snapshot(root) == before
+
+
+def test_a_group_file_that_is_a_link_is_not_touched(root):
+    os.rename(f"{root}/etc/group", f"{root}/etc/group.real")
+    os.symlink("group.real", f"{root}/etc/group")
+    with pytest.raises(RefusedError, match="a link"):
+        preview((join(),), where(root))
+
+
+def test_the_lock_of_passwd_is_waited_for(root, monkeypatch):
+    """Held by another process for longer than we wait: refused, and everything is as before."""
+    Path(f"{root}/etc/.pwd.lock").touch(0o600)
+    before = snapshot(root)
+    script = "import fcntl,sys; f=open(sys.argv[1],'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script, f"{root}/etc/.pwd.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        monkeypatch.setattr(permissions, "LOCK_WAIT", 0.3)
+        with pytest.raises(RefusedError, match="another program is changing users"):
+            do(root, join())
+        assert snapshot(root) == before
+        other.stdin.close()
+        other.wait()
+    do(root, join())
+    with open(f"{root}/etc/.pwd.lock", "w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it any longer
+    rollback(where(root), everything=True)
+
+
+def test_status(root):
+    do(root, join(), RULE)
+    member, node = in_force.seen(where(root).ground("system"), TABLES, KINDS)
+    assert (member.name, member.holds) == ("alice in render", True)
+    assert (node.name, node.holds) == ("/dev/kfd", None)
+    Path(f"{root}/etc/group").write_text(GROUP)
+    assert in_force.seen(where(root).ground("system"), TABLES, KINDS)[0].holds is False
+
+
+# ------------------------------------------------------------------ texts
+
+NAMES = st.sampled_from(["alice", "bo", "c-d", "e_1"])
+LINES = st.lists(st.tuples(st.sampled_from(["render", "video", "renderers", "xrender"]), st.lists(NAMES, unique=True)), unique_by=lambda row: row[0])
+
+
+@given(LINES, st.booleans(), NAMES)
+@settings(max_examples=300, deadline=None)
+def test_one_word_in_and_out(rows, last_newline, user):
+    data = "\n".join(f"{name}:x:{number}:{','.join(listed)}" for number, (name, listed) in enumerate(rows)).encode() + b"\n" * last_newline
+    before = members(data, "render")
+    after = with_member(data, "render", user)
+    if before is None or user in before:
+        assert after == data
+    else:
+        assert members(after, "render") == (*before, user)
+        assert without_member(after, "render", user) == data
+        assert [row for row in after.split(b"\n") if not row.startswith(b"render:")] == [
+            row for row in data.split(b"\n") if not row.startswith(b"render:")
+        ]
+
+
+@given(st.lists(st.tuples(NAMES, st.sampled_from(["render", "video"])), max_size=3), st.sampled_from(["", "group", "seat"]))
+def test_the_rules_file_reads_back(joined, access):
+    rules = Rules("render" if access else "", access, tuple(joined))
+    assert parse(text_of(rules).encode()) == rules
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_only_format_errors_leave_the_parsers(data):
+    for read_ in (parse, lambda raw: members(raw, "render")):
+        with contextlib.suppress(FormatError):
+            read_(data)
