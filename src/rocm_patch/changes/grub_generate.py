@@ -80,6 +80,16 @@ def _speaking(menu: bytes) -> dict[str, str]:
     return {"PATH": CLEAN["PATH"], **({"LANG": f"{found[1].decode()}.UTF-8"} if found else {})}
 
 
+def seen(words: Sequence[str], loader: Loader, work: Work) -> list[str]:
+    """What the menu in place has now, for the receipt."""
+    if why := why_not(loader, work.ground):
+        return [f"{loader.menu} was not made anew ({why}). To be done there: {system_tools.words_for(work.ground, loader.regenerate)}"]
+    entries = [entry for entry in grub_menu.parse(work.tree.state(work.ground.at(loader.menu)).data).every() if entry.kernel]
+    have = [entry for entry in entries if entry.kernel and set(words) <= set(entry.kernel.values)]
+    spared = [entry for entry in entries if entry.recovery and entry not in have]
+    return [f"{loader.menu}: {len(have)} entries have {' '.join(words)}, {len(spared)} entries for repairs have not"]
+
+
 def why_not(loader: Loader, ground: Ground) -> str:
     """Why the menu cannot be made anew from here; empty: it can."""
     if not loader.generator or not loader.checker:
