@@ -23,7 +23,8 @@ GOLDEN = Path(__file__).with_name("golden") / "cmdline"
 LAYOUTS = {
     "debian-12": "grub", "ubuntu-24.04": "grub", "arch-grub": "grub, one file of settings", "opensuse-tumbleweed": "grub, one file of settings",
     "fedora-42": "grub, loader entries", "arch-systemd-boot": "systemd-boot", "fedora-systemd-boot": "systemd-boot",
-    "debian-systemd-boot": "systemd-boot", "unified-image": "unified image", "pop-os-22.04": "kernelstub", "silverblue-42": "rpm-ostree", "bootc-image": "bootc", "no-loader": "unknown",
+    "debian-systemd-boot": "systemd-boot", "unified-image": "unified image", "pop-os-22.04": "kernelstub",
+    "silverblue-42": "rpm-ostree", "bootc-image": "bootc", "no-loader": "unknown",
 }  # fmt: skip
 FOREIGN = ("/etc/default/grub", "/etc/default/grub.d/init-select.cfg", "/etc/kernel/cmdline", "/etc/grub.d", "/boot/loader/loader.conf")
 OURS = (grub_drop_in.PATH, "/etc/default/grub.d")

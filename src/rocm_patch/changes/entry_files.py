@@ -216,7 +216,8 @@ def seen(words: Sequence[str], loader: Loader, work: Work) -> list[str]:
         if not set(words) <= set(entry.words):
             raise RocmPatchError(f"{entry.path} does not have {' '.join(words)}")
     bare = without_words(have[0].state.data, words) if have else b""
-    said = [f"{len(have)} loader entries have {' '.join(words)}, {len(entries) - len(have)} others (of repairs, your own) are as they were"]
+    others = f"{len(entries) - len(have)} (for repairs, by hand, of other systems) are as they were"
+    said = [f"loader entries: {len(have)} have {' '.join(words)}, {others}"]
     if have and os.access(install_plugin.SHELL, os.X_OK):
         if install_plugin.tried(words, bare, [work.lock]) != with_words(bare, words):
             raise RocmPatchError(f"{install_plugin.PATH} does not add {' '.join(words)} to a copy of {have[0].path}")
