@@ -34,7 +34,8 @@ def one_shot():
 
 
 def files():
-    return {str(path): path.read_bytes() for top in ("/boot", "/etc/kernel", "/etc/systemd/system") for path in Path(top).rglob("*") if path.is_file()}
+    tops = ("/boot", "/etc/kernel", "/etc/systemd/system")
+    return {str(path): path.read_bytes() for top in tops for path in Path(top).rglob("*") if path.is_file()}
 
 
 def try_it():

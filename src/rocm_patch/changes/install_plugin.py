@@ -69,7 +69,7 @@ add() {
       esac
       printf '%s\n' "$line" || exit 1
     done <"$1"
-  ) >"$temporary" && sync && mv -f "$temporary" "$1"; then :; else
+  ) >"$temporary" && { sync "$temporary" 2>/dev/null || sync; } && mv -f "$temporary" "$1"; then :; else
     rm -f "$temporary"
     echo "rocm-patch: $1 stays without$missing" >&2
   fi
