@@ -200,6 +200,29 @@ def test_a_kernel_that_came_since_and_one_that_was_made_anew_lose_the_words(layo
     assert not (root / install_plugin.PATH[1:]).exists()
 
 
+def test_an_entry_for_repairs_that_was_made_from_the_running_line_is_named(layout):
+    """dracut copies /proc/cmdline into the rescue entry: with our word, and it is not ours to take out."""
+    root = layout("fedora-42")
+    do_apply(root, direct())
+    rescue = root / f"boot/loader/entries/{MACHINE}-0-rescue.conf"
+    rescue.write_text(rescue.read_text().replace(" quiet\n", " quiet iommu=pt\n"))
+    (receipt,) = do_rollback(root)
+    assert any("0-rescue.conf has iommu=pt, and stays as it is" in line for line in receipt.verified)
+    assert " quiet iommu=pt\n" in rescue.read_text()
+
+
+def test_a_debug_kernel_of_fedoras_has_another_version_in_its_entry(layout):
+    root = layout("fedora-42")
+    entries = root / "boot/loader/entries"
+    text = (entries / FEDORA).read_text().replace("version 6.14.0-63.fc42.x86_64", "version 6.15.0+debug-debug")
+    (entries / f"{MACHINE}-6.15.0+debug.conf").write_text(text)
+    before = snapshot(root)
+    do_apply(root, direct())
+    assert " quiet iommu=pt\n" in (entries / f"{MACHINE}-6.15.0+debug.conf").read_text()
+    do_rollback(root)
+    assert snapshot(root) == before
+
+
 def test_an_entry_that_was_renamed_by_counting_starts_loses_the_words(layout):
     """systemd-boot renames NAME+3-0.conf to NAME+2-1.conf, and a good start takes the counter away."""
     root = layout("debian-systemd-boot")

@@ -243,6 +243,8 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
     """
     loader = boot_loaders.recognise(Root(work.ground.anchor))
     permanent, trial = _words_of(work)
+    if work.back and loader.entries:
+        return tuple(entry_files.left([_word(step) for step in steps], permanent, loader, work))
     if work.back:
         left = grub_generate.left_in_menu([_word(step) for step in steps], permanent, loader, work)
         return (

@@ -90,7 +90,8 @@ def _entry(path: str, state: State, tokens: Iterable[str]) -> EntryFile:
         if key and not key.startswith("#"):
             fields[key] = (*fields.get(key, ()), *(part.strip() for part in rest))
     version, name = "".join(fields.get("version", ())), _COUNTER.sub("", os.path.basename(path)[:-5])
-    mine = any(name == f"{token}-{version}" for token in tokens) and not version.startswith("0-rescue")
+    versions = (version, version.removesuffix("-debug"))  # Fedora's kernels +debug have this at the end of the field alone
+    mine = any(name == f"{token}-{item}" for token in tokens for item in versions) and not version.startswith("0-rescue")
     words = {word for line in fields.get("options", ()) for word in line.split()}
     plain = b"\r" not in state.data and state.data.endswith(b"\n")
     generated = mine and plain and len(fields.get("linux", ())) == 1 and "options" in fields and not words & RECOVERY_WORDS
@@ -202,6 +203,13 @@ def taken_back(words: Sequence[str], kept: Sequence[str], loader: Loader, work: 
     gone = [word for word in words if word not in kept]
     entries = [entry for entry in read(work.ground, work.tree, loader) if entry.generated and set(gone) & set(entry.words)]
     return tuple(Change(entry.path, replace(entry.state, data=without_words(entry.state.data, gone))) for entry in entries)
+
+
+def left(words: Sequence[str], kept: Sequence[str], loader: Loader, work: Work) -> list[str]:
+    """After a rollback: entries that are not ours to change and have our words, from the line of a running kernel for example."""
+    gone = {word for word in words if word not in kept}
+    entries = [entry for entry in read(work.ground, work.tree, loader) if gone & set(entry.words)]
+    return [f"{entry.path} has {' '.join(sorted(gone & set(entry.words)))}, and stays as it is: it is not ours to change" for entry in entries]
 
 
 def seen(words: Sequence[str], loader: Loader, work: Work) -> list[str]:
