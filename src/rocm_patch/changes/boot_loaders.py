@@ -30,7 +30,7 @@ _UNWRITABLE: Final = (
     "lvm", "mdraid", "diskfilter", "raid", "btrfs", "zfs", "cryptodisk", "luks", "geli", "squash", "iso9660", "cpio", "tar", "romfs", "ldm", "f2fs",
 )  # fmt: skip
 """GRUB's modules for what it reads and cannot write: an environment block there stays as it is at every start."""
-_MODULE: Final = re.compile(r"^\s*insmod\s+(\S+)", re.MULTILINE)
+_MODULE: Final = re.compile(r"^[ \t]*insmod[ \t]+(\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,9 @@ def _grub(root: Root) -> Loader | None:
 def _uses_loader_entries(root: Root, menu: str) -> bool:
     text = _text(root, menu)
     if text is not None:
-        return re.search(r"^\s*blscfg\b", text, re.MULTILINE) is not None
+        return re.search(r"^[ \t]*blscfg\b", text, re.MULTILINE) is not None
     settings = _text(root, "etc/default/grub") or ""  # a closed menu: the setting that its generator goes by
-    return re.search(r"^\s*GRUB_ENABLE_BLSCFG=[\"']?true", settings, re.MULTILINE) is not None
+    return re.search(r"^[ \t]*GRUB_ENABLE_BLSCFG=[\"']?true", settings, re.MULTILINE) is not None
 
 
 def _text(root: Root, path: str) -> str | None:
@@ -204,7 +204,7 @@ def environment_problem(menu: bytes, way: str, block: State, mounted: str) -> st
         return "this boot menu has no choice for one boot"
     if "custom.cfg" not in text:
         return "this boot menu reads no custom.cfg"
-    if re.search(r"^\s*set\s+check_signatures=enforce", text, re.MULTILINE):
+    if re.search(r"^[ \t]*set[ \t]+check_signatures=enforce", text, re.MULTILINE):
         return "GRUB takes signed files only, and ours would not be"
     lacks = re.search(r"GRUB lacks write support for (\S+?),", text)
     if lacks:

@@ -18,7 +18,7 @@ from rocm_patch.run import CLEAN
 TIMEOUT: Final = 300.0
 """Seconds for grub-mkconfig: os-prober mounts every partition that it finds."""
 READS: Final = ("/etc/default/grub", boot_loaders.DROP_INS, "/etc/grub.d")
-_LANGUAGE: Final = re.compile(rb"^\s*set lang=([A-Za-z_]{1,16})\s*$", re.MULTILINE)
+_LANGUAGE: Final = re.compile(rb"^[ \t]*set lang=([A-Za-z_]{1,16})[ \t\r]*$", re.MULTILINE)
 
 
 def left_in_menu(words: Sequence[str], kept: Sequence[str], loader: Loader, work: Work) -> list[str]:
