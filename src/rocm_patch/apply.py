@@ -19,7 +19,7 @@ from rocm_patch import codec, knowledge
 from rocm_patch.changes import KINDS, Kind, Locations, Tables, confirming, elevate, engine, facts, preview, privileged
 from rocm_patch.changes.engine import ManagedFile, ScopeStatus
 from rocm_patch.changes.journal import Journal, is_transaction
-from rocm_patch.errors import FormatError, RefusedError, RocmPatchError, UsageError
+from rocm_patch.errors import EXIT_PROBLEMS, FormatError, RefusedError, RocmPatchError, UsageError
 from rocm_patch.model import SCHEMA, Plan, Receipt, Scope
 from rocm_patch.run import CLEAN
 
@@ -164,7 +164,11 @@ def rollback(
             continue
         ground = locations.ground(item)
         if item == "system" and not elevate.may_write(ground, []):
-            receipts.append(elevate.ask_root(Receipt, locations, zipapp, "rollback", *(f"--transaction={name}" for name in mine), *(["--forget"] if forget else [])))
+            receipts.append(
+                elevate.ask_root(
+                    Receipt, locations, zipapp, "rollback", *(f"--transaction={name}" for name in mine), *(["--forget"] if forget else [])
+                )
+            )
         else:
             with _readable():
                 receipts.append(engine.rollback_scope(ground, kinds, tables, mine, forget=forget, say=_say))
@@ -250,9 +254,14 @@ def privileged_main() -> int:
     try:
         _cut_off()
         document = codec.dumps(_serve(sys.argv[1:]))
+        document.encode()  # a name on disk may be no text
     except RocmPatchError as error:
         sys.stdout.write(json.dumps({"error": error.what, "hint": error.hint}) + "\n")
         return error.exit_code
+    except Exception as error:  # a traceback is no answer: the caller reads JSON
+        what = f"a defect of rocm-patch on root's side: {type(error).__name__}: {error}"
+        sys.stdout.write(json.dumps({"error": what, "hint": "run 'rocm-patch status', and report this with the plan"}) + "\n")
+        return EXIT_PROBLEMS
     sys.stdout.write(document)
     return 0
 
