@@ -286,6 +286,29 @@ def test_a_menu_that_was_made_anew_elsewhere_is_named_after_a_rollback(layout):
     assert any("still has iommu=pt" in line and "grub-mkconfig" in line for line in receipt.verified)
 
 
+@pytest.mark.parametrize("there", [" quiet iommu=pt", " quiet"])
+def test_a_menu_that_nobody_can_read_keeps_nothing_of_ours_in_place(layout, there):
+    """A brace too many, by somebody's hand: the whole rollback was refused because of it."""
+    root = layout("debian-12")
+    before = snapshot(root)
+    do_apply(root, step("direct"))
+    menu = root / "boot/grub/grub.cfg"
+    menu.write_text(menu.read_text().replace(" quiet\n", f"{there}\n") + "}\n")
+    receipt = do_rollback(root)[0]
+    assert any("still has iommu=pt" in line for line in (*receipt.verified, *getattr(receipt, "unfinished", ()))) == ("iommu" in there)
+    assert not (root / DROP_IN).exists()
+    assert {path for path in before if before[path] != snapshot(root).get(path)} <= {"/boot/grub/grub.cfg", "boot/grub/grub.cfg"}
+
+
+def test_a_menu_behind_a_link_keeps_nothing_of_ours_in_place(layout):
+    root = layout("debian-12")
+    do_apply(root, step("direct"))
+    (root / "boot/grub").rename(root / "boot/elsewhere")
+    (root / "boot/grub").symlink_to("elsewhere")
+    do_rollback(root)
+    assert not (root / DROP_IN).exists()
+
+
 def test_our_entry_beside_another_of_ours(layout):
     """The menu entry that names an old initramfs lives in the same file."""
     root = layout("debian-12")

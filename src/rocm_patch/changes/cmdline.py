@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Final
@@ -32,7 +32,7 @@ from rocm_patch.changes.boot_loaders import Loader
 from rocm_patch.changes.cmdline_words import in_force
 from rocm_patch.changes.kind import Change, Kind, Look, Tables, Work
 from rocm_patch.changes.places import Ground
-from rocm_patch.errors import FormatError, RefusedError
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Step
 from rocm_patch.root import Root, State, Tree
 
@@ -206,12 +206,10 @@ def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tu
         RefusedError, RocmPatchError: they would change by more than our words, or the generator failed.
     """
     words = tuple(dict.fromkeys(_word(step) for step in steps))
+    if work.back:
+        return _back(words, {change.path for change in changes}, work)
     loader = boot_loaders.recognise(Root(work.ground.anchor))
     (permanent, trial), made = _words_of(work), list[Change]()
-    if work.back:
-        stale = {change.path for change in changes}
-        made += _taken_back(words, permanent, loader, work)
-        return (*made, *(change for change in _trial_of(loader).end(work, loader) if change.path in stale))
     if set(words) <= set(permanent):
         if loader.installer:
             made += entry_files.generated(permanent, loader, work, systemd_boot_trial.started(work, loader))
@@ -224,6 +222,27 @@ def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tu
     else:
         made += _trial_of(loader).end(work, loader)
     return tuple(made)
+
+
+def _back(words: Sequence[str], stale: Container[str], work: Work) -> tuple[Change, ...]:
+    """What others made anew with our words in it. What of theirs cannot be read or made is told, and keeps nothing of ours in place."""
+    made = list[Change]()
+    with _told(work):
+        loader = boot_loaders.recognise(Root(work.ground.anchor))
+        permanent, _ = _words_of(work)
+        with _told(work):
+            made += _taken_back(words, permanent, loader, work)
+        made += [change for change in _trial_of(loader).end(work, loader) if change.path in stale]
+    return tuple(made)
+
+
+@contextlib.contextmanager
+def _told(work: Work) -> Iterator[None]:
+    try:
+        yield
+    except (RocmPatchError, OSError) as error:
+        what = error.what if isinstance(error, RocmPatchError) else f"{error.filename}: {error.strerror}"
+        work.say(f"the boot menu was not made anew without our words: {what}")
 
 
 def _taken_back(words: Sequence[str], kept: Sequence[str], loader: Loader, work: Work) -> tuple[Change, ...]:
@@ -241,15 +260,15 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
     Raises:
         RocmPatchError: it is not in place.
     """
+    if work.back:
+        words = [_word(step) for step in steps]
+        try:
+            return _seen_back(words, work)
+        except (RocmPatchError, OSError) as error:
+            what = error.what if isinstance(error, RocmPatchError) else f"{error.filename}: {error.strerror}"
+            return (f"whether the boot menu still has {' '.join(words)} could not be seen: {what}",)
     loader = boot_loaders.recognise(Root(work.ground.anchor))
     permanent, trial = _words_of(work)
-    if work.back and loader.entries:
-        return tuple(entry_files.left([_word(step) for step in steps], permanent, loader, work))
-    if work.back:
-        left = grub_generate.left_in_menu([_word(step) for step in steps], permanent, loader, work)
-        return (
-            (f"{loader.menu} still has {' '.join(left)}. To be done there: {system_tools.words_for(work.ground, loader.regenerate)}",) if left else ()
-        )
     said = []
     if permanent:
         said.append(f"{cmdline_words.file_of(loader)}: {' '.join(permanent)}")
@@ -264,6 +283,15 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
     if boot_loaders.fstype(work.ground, loader.menu) == "xfs":
         said.append("/boot is XFS, whose journal GRUB does not read: sudo fsfreeze -f /boot && sudo fsfreeze -u /boot")
     return tuple(said)
+
+
+def _seen_back(words: Sequence[str], work: Work) -> tuple[str, ...]:
+    loader = boot_loaders.recognise(Root(work.ground.anchor))
+    permanent, _ = _words_of(work)
+    if loader.entries:
+        return tuple(entry_files.left(words, permanent, loader, work))
+    left = grub_generate.left_in_menu(words, permanent, loader, work)
+    return (f"{loader.menu} still has {' '.join(left)}. To be done there: {system_tools.words_for(work.ground, loader.regenerate)}",) if left else ()
 
 
 # ------------------------------------------------------------------ confirm

@@ -11,7 +11,7 @@ from rocm_patch.changes.boot_loaders import Loader
 from rocm_patch.changes.grub_compare import Compared
 from rocm_patch.changes.kind import Change, Work
 from rocm_patch.changes.places import Ground
-from rocm_patch.errors import RefusedError, RocmPatchError
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.root import State
 from rocm_patch.run import CLEAN
 
@@ -26,7 +26,12 @@ def left_in_menu(words: Sequence[str], kept: Sequence[str], loader: Loader, work
     menu = work.tree.state(work.ground.at(loader.menu)) if loader.menu else State("absent")
     if menu.kind != "file" or b"linux" not in menu.data:
         return []
-    there = {word for entry in grub_menu.parse(menu.data).every() if entry.kernel and not entry.recovery for word in entry.kernel.values}
+    try:
+        there = {word for entry in grub_menu.parse(menu.data).every() if entry.kernel and not entry.recovery for word in entry.kernel.values}
+    except FormatError:  # a menu that no generator writes must not keep our own files in place: its kernel lines say enough
+        lines = [line.split() for line in menu.data.decode("utf-8", "replace").splitlines()]
+        kernels = [line[1:] for line in lines if line and line[0] in grub_menu.KERNEL_COMMANDS]
+        there = {word.strip("'\"") for line in kernels if not grub_menu.RECOVERY_WORDS.intersection(line) for word in line}
     return [word for word in words if word in there and word not in kept]
 
 
