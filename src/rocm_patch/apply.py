@@ -19,6 +19,7 @@ from rocm_patch import codec, knowledge
 from rocm_patch.changes import KINDS, Kind, Locations, Tables, confirming, elevate, engine, facts, preview, privileged
 from rocm_patch.changes.engine import ManagedFile, ScopeStatus
 from rocm_patch.changes.journal import Journal, is_transaction
+from rocm_patch.changes.places import as_owner
 from rocm_patch.errors import EXIT_PROBLEMS, FormatError, RefusedError, RocmPatchError, UsageError
 from rocm_patch.model import SCHEMA, Plan, Receipt, Scope
 from rocm_patch.run import CLEAN
@@ -71,13 +72,15 @@ def apply(
                 )  # fmt: skip
             else:
                 ground = locations.ground(scope)
-                with _readable():
+                with _readable(), as_owner(ground):
                     receipts.append(
                         engine.apply_scope(steps, plan.facts, ground, tables=tables, kinds=kinds, transaction=transaction, say=say)
                     )  # fmt: skip
     except BaseException:
         if any(receipt.outcome == "applied" for receipt in receipts):
-            engine.rollback_scope(locations.ground("user"), kinds, tables, [transaction])
+            ground = locations.ground("user")
+            with as_owner(ground):
+                engine.rollback_scope(ground, kinds, tables, [transaction])
         raise
     return tuple(receipts)
 
@@ -170,7 +173,7 @@ def rollback(
                 )
             )
         else:
-            with _readable():
+            with _readable(), as_owner(ground):
                 receipts.append(engine.rollback_scope(ground, kinds, tables, mine, forget=forget, say=_say))
     return tuple(receipts) or (NOTHING,)
 
@@ -212,7 +215,17 @@ def recover(
 
 
 def _recover_here(locations: Locations, scope: Scope, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> Receipt | None:
-    with _readable(), Journal(locations.ground(scope)).opened() as journal:
+    ground = locations.ground(scope)
+    if tables is None and scope == "user" and not locations.live:
+        tables = knowledge.load()  # while we may still read our own files
+    with _readable(), contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(as_owner(ground))
+        except RefusedError:
+            if elevate.has_journal(ground):
+                raise
+            return None  # nothing of ours in a home out of reach: no reason to refuse the system's part
+        journal = stack.enter_context(Journal(ground).opened())
         return engine.recover_open(journal, tables, kinds, _say)
 
 
