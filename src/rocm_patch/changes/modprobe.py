@@ -179,7 +179,7 @@ def verify(_steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tu
         RocmPatchError: modprobe complains about our file, or does not see what is in it.
     """
     if work.back:
-        return tuple(initramfs.told(work, PATH, image) for image in _images(work) if image.driver or image.of_booster)
+        return tuple(initramfs.told(work, PATH, image) for image in _images(work) if image.driver or image.of_booster or image.unread)
     root = Root(work.ground.anchor)
     options = parse(work.tree.state(work.ground.at(PATH)).data)
     others = modprobe_config.read(root, MODULE)
