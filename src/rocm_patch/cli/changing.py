@@ -161,7 +161,7 @@ def finish(receipts: tuple[Receipt, ...], where: Locations, as_json: bool) -> in
         words.receipts(receipts, out, where.root)
         for command in (line for item in receipts for line in how_to_remove(item, where.root)):
             out.print(f"  to remove it all the same: {command}", soft_wrap=True)
-    if any(item.left for item in receipts):
+    if any(item.left or item.unfinished for item in receipts):
         return EXIT_REFUSED
     # Under another root nobody is logged in and nothing runs: there is nothing to restart.
     return EXIT_NEEDS_RESTART if where.live and any(item.needs for item in receipts) else EXIT_FINE
