@@ -237,11 +237,12 @@ def status(locations: Locations) -> tuple[ScopeStatus, ...]:
 def how_to_remove(receipt: Receipt, root: str = "/") -> tuple[str, ...]:
     """The exact commands by which the user can remove what a rollback left, since others changed it.
 
+    Only what bears our name: a file of others in which a line or word is ours is never to be removed.
     Paths in a receipt are as on that machine: name its root where it is not the running system.
     """
     tops = [path for path in receipt.left if not any(path.startswith(f"{other}/") for other in receipt.left)]
     commands = []
-    for path in (os.path.abspath(root).rstrip("/") + top for top in tops):
+    for path in (os.path.abspath(root).rstrip("/") + top for top in tops if "rocm-patch" in top or "rocm_patch" in top):
         rights = "" if os.access(os.path.dirname(path), os.W_OK, effective_ids=True) else "sudo "
         commands.append(f"{rights}rm -r -- {shlex.quote(path)}")
     return tuple(commands)
