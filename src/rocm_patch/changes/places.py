@@ -152,10 +152,10 @@ def as_owner(ground: Ground) -> Iterator[None]:
         return
     try:
         with ground.tree().opened(ground.base) as descriptor:
-            home = os.fstat(descriptor)
+            home: os.stat_result | None = os.fstat(descriptor)
     except FileNotFoundError:
-        raise RefusedError(f"there is no home folder {ground.base} in {ground.anchor}", "name one that is there with --home") from None
-    if home.st_uid == 0:
+        home = None  # it belongs to nobody yet
+    if home is None or home.st_uid == 0:
         yield
         return
     group, groups = os.getegid(), os.getgroups()
