@@ -41,7 +41,8 @@ def step(item: Step, row: RemedyRow) -> str:
         source = (item.parameters.get("library") or item.parameters.get("source") or ("what is there already",))[0]
         reader = "root" if item.scope == "system" else "your own user"
         what = "it" if row.kind == "preload" else "its manifest"
-        return f"{item.remedy}: {row.title}; read by {reader} from {source}, taken only if {what} has sha256 {item.parameters['sha256'][0]} ({_words(item, tuple(item.parameters))})"
+        words = f"read by {reader} from {source}, taken only if {what} has sha256 {item.parameters['sha256'][0]}"
+        return f"{item.remedy}: {row.title}; {words} ({_words(item, tuple(item.parameters))})"
     keys = ("set", "unset", "place", "when") if row.kind == "environment" else tuple(item.parameters)
     words = _words(item, keys)
     if row.kind == "environment" or "{" in row.title:  # its title speaks of a finding, and there is none in a step
@@ -55,13 +56,15 @@ def _words(item: Step, keys: Sequence[str]) -> str:
 
 def redacted(text: str) -> str:
     """A difference as it may be kept or sent: where and how much, and not what others wrote into a file of theirs."""
+    head, mark, rest = text.partition("\n@@ ")
     lines = list[str]()
-    for line in text.splitlines(keepends=True):
-        if line.startswith(("--- ", "+++ ", "@@ ", "# ", "\\ ")):
-            lines.append(line)
-        elif line[:1] in ("+", "-"):
+    for line in f"@@ {rest}".split("\n") if mark else ():
+        # After the first @@ a line of a file has a sign before it, whatever it begins with itself.
+        if line.startswith(("@@ ", "\\ ")):
+            lines.append(f"{line}\n")
+        elif line.startswith(("+", "-")):
             lines.append(f"{line[0]}[{len(line.rstrip()) - 1} characters]\n")
-    return "".join(lines)
+    return f"{head}\n{''.join(lines)}" if mark else text
 
 
 def _lines(state: State) -> list[str]:
