@@ -30,7 +30,7 @@ from rocm_patch.changes import (
 )  # fmt: skip
 from rocm_patch.changes.boot_loaders import Loader
 from rocm_patch.changes.cmdline_words import in_force
-from rocm_patch.changes.kind import Change, Kind, Look, Tables, Work
+from rocm_patch.changes.kind import Change, Kind, Look, Tables, Unfinished, Work
 from rocm_patch.changes.places import Ground
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Step
@@ -263,10 +263,10 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
     if work.back:
         words = [_word(step) for step in steps]
         try:
-            return _seen_back(words, work)
+            return tuple(Unfinished(line) for line in _seen_back(words, work))
         except (RocmPatchError, OSError) as error:
             what = error.what if isinstance(error, RocmPatchError) else f"{error.filename}: {error.strerror}"
-            return (f"whether the boot menu still has {' '.join(words)} could not be seen: {what}",)
+            return (Unfinished(f"whether the boot menu still has {' '.join(words)} could not be seen: {what}"),)
     loader = boot_loaders.recognise(Root(work.ground.anchor))
     permanent, trial = _words_of(work)
     said = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rocm_patch.changes import environment, grown, undo, versions
 from rocm_patch.changes.journal import UNDO, Journal
-from rocm_patch.changes.kind import Change, Kind, Look, Needs, Tables, Unfinished, Work
+from rocm_patch.changes.kind import Change, Kind, Look, Needs, Tables, Unfinished, Unseen, Work
 from rocm_patch.changes.places import Ground
 from rocm_patch.changes.record import GONE, RECORD_SCHEMA, Entry, Record, Shape, digest, shape_of
 from rocm_patch.changes.transaction import Transaction, compose, recover, words_of
@@ -322,7 +322,7 @@ def rollback_scope(
             unfinished = tuple(str(line) for _, line in seen if isinstance(line, Unfinished))
             verified = (*said, *(line for _, line in seen if not isinstance(line, Unfinished)))
             # What still holds our change is not forgotten: its transactions stay, and another rollback finds them.
-            of_those = {kind for kind, line in seen if isinstance(line, Unfinished) and not forget}
+            of_those = {kind for kind, line in seen if isinstance(line, Unfinished) and not isinstance(line, Unseen) and not forget}
             kept = {one.transaction for one in selected for kind, _ in _by_kind([one], tables, kinds) if kind.name in of_those}
             draft = dataclasses.replace(draft, undoes=tuple(one for one in draft.undoes if one not in kept))
             outcome = "partly rolled back" if undoing.left or unfinished else "rolled back"

@@ -87,6 +87,12 @@ class Unfinished(str):
     __slots__ = ()
 
 
+class Unseen(Unfinished):
+    """The same of what may hold our change and cannot be looked into. No record is kept for it: it would be so for ever."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Held:
     """One value of ours, and what the running system shows of it. What `status` tells."""
