@@ -235,7 +235,9 @@ def test_an_image_that_cannot_be_read_holds_up_no_rollback(small, monkeypatch):
     monkeypatch.setattr(initramfs, "CONTENT_LIMIT", 100)
     receipt = back(small)
     assert not (small / DROP_IN).exists()
-    assert any(f"/{IMAGE}: not looked into" in line for line in receipt.verified)
+    assert receipt.outcome == "partly rolled back"
+    assert any(f"/{IMAGE}: not looked into" in line for line in receipt.unfinished)
+    assert status(Locations(str(small)))[0].transactions == ()
 
 
 def test_an_image_without_the_driver_is_left_alone(small):
@@ -296,7 +298,13 @@ def test_a_rollback_is_not_held_up_by_a_maker_that_fails(small):
     maker(small, "#!/bin/sh\nexit 1\n")
     receipt = back(small)
     assert not (small / DROP_IN).exists()
-    assert any(f"update-initramfs -u -k {VERSION}" in line for line in receipt.verified)
+    assert receipt.outcome == "partly rolled back"
+    assert any(f"update-initramfs -u -k {VERSION}" in line for line in receipt.unfinished)
+    assert not any(VERSION in line and "not made anew" in line for line in receipt.verified)
+    # It stays on record until the image is without our file.
+    (small / IMAGE).write_bytes(image(DEBIAN_MARKS))
+    assert back(small).outcome == "rolled back"
+    assert status(Locations(str(small)))[0].transactions == ()
 
 
 def test_a_maker_that_others_could_have_changed_is_not_run(small):
