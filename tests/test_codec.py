@@ -51,6 +51,9 @@ def test_known_and_unknown_are_told_apart():
         (lambda raw: raw["steps"][0].update(scope="root"), "'root' is none of"),
         (lambda raw: raw["steps"][0].update(parameters=[]), "an object was expected"),
         (lambda raw: raw.update(steps={}), "a list was expected"),
+        (lambda raw: raw["steps"][0].update(parameters={"a": ["\ud800"]}), "is no text"),
+        (lambda raw: raw["steps"][0].update(parameters={"\udfff": ["b"]}), "is no text"),
+        (lambda raw: raw["facts"].update({"user:\ud800": "0"}), "is no text"),
     ],
 )
 def test_what_is_no_plan_is_refused_by_place(change, complaint):
@@ -59,6 +62,7 @@ def test_what_is_no_plan_is_refused_by_place(change, complaint):
     with pytest.raises(FormatError) as caught:
         codec.decode(Plan, raw, "plan")
     assert complaint in caught.value.what
+    caught.value.what.encode()  # it goes to a terminal
 
 
 @given(st.binary(max_size=200))

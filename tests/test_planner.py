@@ -210,3 +210,17 @@ def test_fix_switches_miopen_off_where_a_probe_proved_it():
 
 def test_a_torch_that_is_about_to_be_replaced_gets_no_hook():
     assert "miopen-off" not in [step.remedy for step in _fixed(_with_a_crash(load("rx5600xt-ubuntu2404-mission")))]
+
+
+@pytest.mark.parametrize("remedy", ["mtype-local", "neutralise", "environment-profile", "miopen-off"])
+def test_a_misspelled_value_is_no_plan_without_it(remedy):
+    """It was dropped without a word, and the plan made with the default."""
+    with pytest.raises(UsageError, match="--set valeu: no such value") as caught:
+        steps(load("rx5700xt-stock-wheel"), remedies=(remedy,), values={"valeu": "2"})
+    assert "known: " in caught.value.hint
+
+
+@pytest.mark.parametrize("pair", ["X", "=1", ""])
+def test_a_setting_without_a_value_is_an_error_of_the_command_line(pair):
+    with pytest.raises(UsageError, match="set=NAME=VALUE"):
+        steps(load("rx5700xt-stock-wheel"), remedies=("environment-profile",), values={"set": pair}, sets=(pair,))

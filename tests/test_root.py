@@ -273,6 +273,27 @@ def test_folders_swapped_for_links_while_we_write(tmp_path):
     assert refused
 
 
+def test_the_anchor_itself_swapped_for_a_link(tmp_path):
+    """Whoever owns the folder above it can do that between two of our steps; it was opened by its name for each of them."""
+    anchor, outside = tmp_path / "anchor", tmp_path / "outside"
+    anchor.mkdir()
+    outside.mkdir()
+    tree = Tree(str(anchor))
+    assert tree.names("") == []
+    os.rename(anchor, tmp_path / "parked")
+    os.symlink(outside, anchor)
+    tree.put("file", mine(data=b"x"))
+    assert os.listdir(outside) == []
+    assert os.listdir(tmp_path / "parked") == ["file"]
+
+
+def test_a_tree_lets_go_of_its_anchor(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        Tree(str(tmp_path)).names("")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_states_have_names():
     states = [ABSENT, mine(), mine(data=b"x"), mine(mode=0o600), mine("link", target="x"), mine(attributes=(("user.a", b"b"),)), mine("folder")]
     assert len({state.digest() for state in states}) == len(states)

@@ -19,7 +19,8 @@ from rocm_patch import codec, knowledge
 from rocm_patch.changes import KINDS, Kind, Locations, Tables, confirming, elevate, engine, facts, preview, privileged
 from rocm_patch.changes.engine import ManagedFile, ScopeStatus
 from rocm_patch.changes.journal import Journal, is_transaction
-from rocm_patch.errors import FormatError, RefusedError, RocmPatchError, UsageError
+from rocm_patch.changes.places import as_owner
+from rocm_patch.errors import EXIT_PROBLEMS, FormatError, RefusedError, RocmPatchError, UsageError
 from rocm_patch.model import SCHEMA, Plan, Receipt, Scope
 from rocm_patch.run import CLEAN
 
@@ -71,13 +72,15 @@ def apply(
                 )  # fmt: skip
             else:
                 ground = locations.ground(scope)
-                with _readable():
+                with _readable(), as_owner(ground):
                     receipts.append(
                         engine.apply_scope(steps, plan.facts, ground, tables=tables, kinds=kinds, transaction=transaction, say=say)
                     )  # fmt: skip
     except BaseException:
         if any(receipt.outcome == "applied" for receipt in receipts):
-            engine.rollback_scope(locations.ground("user"), kinds, tables, [transaction])
+            ground = locations.ground("user")
+            with as_owner(ground):
+                engine.rollback_scope(ground, kinds, tables, [transaction])
         raise
     return tuple(receipts)
 
@@ -164,9 +167,13 @@ def rollback(
             continue
         ground = locations.ground(item)
         if item == "system" and not elevate.may_write(ground, []):
-            receipts.append(elevate.ask_root(Receipt, locations, zipapp, "rollback", *(f"--transaction={name}" for name in mine), *(["--forget"] if forget else [])))
+            receipts.append(
+                elevate.ask_root(
+                    Receipt, locations, zipapp, "rollback", *(f"--transaction={name}" for name in mine), *(["--forget"] if forget else [])
+                )
+            )
         else:
-            with _readable():
+            with _readable(), as_owner(ground):
                 receipts.append(engine.rollback_scope(ground, kinds, tables, mine, forget=forget, say=_say))
     return tuple(receipts) or (NOTHING,)
 
@@ -208,7 +215,17 @@ def recover(
 
 
 def _recover_here(locations: Locations, scope: Scope, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> Receipt | None:
-    with _readable(), Journal(locations.ground(scope)).opened() as journal:
+    ground = locations.ground(scope)
+    if tables is None and scope == "user" and not locations.live:
+        tables = knowledge.load()  # while we may still read our own files
+    with _readable(), contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(as_owner(ground))
+        except RefusedError:
+            if elevate.has_journal(ground):
+                raise
+            return None  # nothing of ours in a home out of reach: no reason to refuse the system's part
+        journal = stack.enter_context(Journal(ground).opened())
         return engine.recover_open(journal, tables, kinds, _say)
 
 
@@ -220,11 +237,12 @@ def status(locations: Locations) -> tuple[ScopeStatus, ...]:
 def how_to_remove(receipt: Receipt, root: str = "/") -> tuple[str, ...]:
     """The exact commands by which the user can remove what a rollback left, since others changed it.
 
+    Only what bears our name: a file of others in which a line or word is ours is never to be removed.
     Paths in a receipt are as on that machine: name its root where it is not the running system.
     """
     tops = [path for path in receipt.left if not any(path.startswith(f"{other}/") for other in receipt.left)]
     commands = []
-    for path in (os.path.abspath(root).rstrip("/") + top for top in tops):
+    for path in (os.path.abspath(root).rstrip("/") + top for top in tops if "rocm-patch" in top or "rocm_patch" in top):
         rights = "" if os.access(os.path.dirname(path), os.W_OK, effective_ids=True) else "sudo "
         commands.append(f"{rights}rm -r -- {shlex.quote(path)}")
     return tuple(commands)
@@ -250,9 +268,14 @@ def privileged_main() -> int:
     try:
         _cut_off()
         document = codec.dumps(_serve(sys.argv[1:]))
+        document.encode()  # a name on disk may be no text
     except RocmPatchError as error:
         sys.stdout.write(json.dumps({"error": error.what, "hint": error.hint}) + "\n")
         return error.exit_code
+    except Exception as error:  # a traceback is no answer: the caller reads JSON
+        what = f"a defect of rocm-patch on root's side: {type(error).__name__}: {error}"
+        sys.stdout.write(json.dumps({"error": what, "hint": "run 'rocm-patch status', and report this with the plan"}) + "\n")
+        return EXIT_PROBLEMS
     sys.stdout.write(document)
     return 0
 

@@ -64,7 +64,7 @@ def decode(kind: Any, raw: Any, where: str) -> Any:
         if not isinstance(raw, dict):
             raise FormatError(f"{where}: an object was expected")
         item = typing.get_args(kind)[1]
-        return types.MappingProxyType({key: decode(item, entry, f"{where}.{key}") for key, entry in raw.items()})
+        return types.MappingProxyType({_text(key, where): decode(item, entry, f"{where}.{key}") for key, entry in raw.items()})
     if kind is type(None) or kind is None:
         if raw is not None:
             raise FormatError(f"{where}: null was expected")
@@ -72,8 +72,17 @@ def decode(kind: Any, raw: Any, where: str) -> Any:
     if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
         return float(raw)
     if isinstance(kind, type) and type(raw) is kind:
-        return raw
+        return _text(raw, where) if isinstance(raw, str) else raw
     raise FormatError(f"{where}: {getattr(kind, '__name__', kind)} was expected, not {type(raw).__name__}")
+
+
+def _text(raw: str, where: str) -> str:
+    """JSON can spell half of a pair; no file can hold it, and whoever wrote it down later ended with a traceback."""
+    try:
+        raw.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{where}: {raw!a} is no text: half of a surrogate pair") from error
+    return raw
 
 
 @functools.cache

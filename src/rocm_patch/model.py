@@ -354,6 +354,8 @@ class Receipt:
     """The POSIX script that undoes it without us; empty where there is none."""
     differences: tuple[str, ...] = ()
     """For each path that was left since somebody changed it: both versions, as a unified diff or in words."""
+    unfinished: tuple[str, ...] = ()
+    """What still holds our change after a rollback, each with what is to be done there. Not `left`: nobody is to remove a boot menu."""
 
 
 # ------------------------------------------------------------------ knowledge rows

@@ -23,8 +23,14 @@ CHANGING: Final = ("venv", "environment", "autoload", "permissions")
 """Kinds of remedies that a plan holds because the diagnosis asks for them."""
 NAMED: Final = ("modprobe", "cmdline", "preload", "prefix", "permissions", "neutralise")
 """Kinds whose step is the remedy's id and the values that the user gives; the kind itself fills in what is not given."""
-_WORDS: Final = {"none": "no effect", "harmful": "harmful", "slows": "slows", "diagnostic": "for searching, not for keeps", "legitimate": "fine"}
 _DOORS: Final = {"conv-engine": "engine", "miopen-off": "miopen_off"}
+_PLACED: Final = ("place", "when", "command")
+_VALUES: Final[Mapping[str, tuple[str, ...]]] = {
+    "drop-override": ("place",), "drop-setting": ("place",), "environment-profile": ("profile", "set", *_PLACED),
+    "set-override": ("value", *_PLACED), "mask-igpu": ("value", *_PLACED), "miopen-find-fast": _PLACED, **dict.fromkeys(_DOORS, ("venv",)),
+}  # fmt: skip
+"""What can be given to remedies whose kinds make their parameters themselves."""
+_WORDS: Final = {"none": "no effect", "harmful": "harmful", "slows": "slows", "diagnostic": "for searching, not for keeps", "legitimate": "fine"}
 _SITE: Final = re.compile(r"(?P<venv>/.+)/lib/python3\.\d+t?/site-packages")
 _NO_VENV: Final = ("conda", "pyenv", "user site", "system Python")
 """Labels of torches that do not lie in a virtual environment."""
@@ -56,6 +62,7 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
     Raises UsageError for an unknown id or a missing value, RefusedError for a remedy that has no success in scope.
     """
     ids = choices.remedies or _wanted(case, diagnosis)
+    _check_values(case, ids, choices)
     made: list[Step] = []
     for id_ in dict.fromkeys(ids):
         row = case.knowledge.remedies.get(id_)
@@ -82,6 +89,20 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
         elif row.kind in NAMED:
             made.append(Step(id_, row.scope, {key: (value,) for key, value in (choices.values or {}).items() if key in row.parameters}))
     return tuple(sorted(_merged(made), key=lambda step: (step.scope == "system", step.remedy)))
+
+
+def _check_values(case: Case, ids: Iterable[str], choices: Choices) -> None:
+    """A misspelled value would be dropped without a word, and the step made without it: `user` for `usr` is another user."""
+    rows = [case.knowledge.remedies[id_] for id_ in ids if id_ in case.knowledge.remedies]
+    taken = dict.fromkeys(key for row in rows for key in (row.parameters if row.kind in NAMED else _VALUES.get(row.id, ())))
+    for key in choices.values or {}:
+        if len(rows) == len(tuple(ids)) and key not in taken:
+            of = ", ".join(row.id for row in rows) or "a plan without a step"
+            raise UsageError(f"--set {key}: no such value is taken by {of}", "known: " + ", ".join(taken) if taken else "it takes no values")
+    for pair in choices.sets:
+        name, equals, _ = pair.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--set set={pair}: set=NAME=VALUE is the form", "e.g. --set set=HSA_ENABLE_SDMA=0")
 
 
 def _wanted(case: Case, diagnosis: Diagnosis) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import stat
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -244,11 +245,12 @@ ABSENT: Final = State("absent")
 
 
 class Tree:
-    """The writing side. `anchor` is opened once; every path below it is walked by descriptor, links refused."""
+    """The writing side. `anchor` is opened once, at the first look; every path below it is walked by descriptor, links refused."""
 
     def __init__(self, anchor: str, observe: Callable[[Operation], None] | None = None) -> None:
         self.anchor = os.path.abspath(anchor)
         self._observe = observe
+        self._held = -1
 
     # -- looking
 
@@ -458,7 +460,12 @@ class Tree:
 
     @contextlib.contextmanager
     def _folder(self, parts: list[str], path: str) -> Iterator[int]:
-        descriptor = os.open(self.anchor, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if self._held < 0:
+            # By its name once only: whoever owns the folder above could put a link in its place between two of our steps.
+            self._held = os.open(self.anchor, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._held)
+        # Opened anew, not duplicated: duplicates share the place in a listing, and locks.
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._held)
         try:
             for part in parts:
                 if part == "..":

@@ -22,10 +22,11 @@ from rocm_patch.root import Root
 GOLDEN = Path(__file__).with_name("golden") / "cmdline"
 LAYOUTS = {
     "debian-12": "grub", "ubuntu-24.04": "grub", "arch-grub": "grub, one file of settings", "opensuse-tumbleweed": "grub, one file of settings",
-    "fedora-42": "grub, loader entries", "arch-systemd-boot": "systemd-boot", "fedora-systemd-boot": "systemd-boot", "unified-image": "unified image",
-    "pop-os-22.04": "kernelstub", "silverblue-42": "rpm-ostree", "bootc-image": "bootc", "no-loader": "unknown",
+    "fedora-42": "grub, loader entries", "arch-systemd-boot": "systemd-boot", "fedora-systemd-boot": "systemd-boot",
+    "debian-systemd-boot": "systemd-boot", "unified-image": "unified image", "pop-os-22.04": "kernelstub",
+    "silverblue-42": "rpm-ostree", "bootc-image": "bootc", "no-loader": "unknown",
 }  # fmt: skip
-FOREIGN = ("/etc/default/grub", "/etc/default/grub.d/init-select.cfg", "/etc/kernel/cmdline", "/etc/grub.d", "/boot/loader")
+FOREIGN = ("/etc/default/grub", "/etc/default/grub.d/init-select.cfg", "/etc/kernel/cmdline", "/etc/grub.d", "/boot/loader/loader.conf")
 OURS = (grub_drop_in.PATH, "/etc/default/grub.d")
 DROP_IN = "etc/default/grub.d/zz-rocm-patch.cfg"
 
@@ -282,7 +283,34 @@ def test_a_menu_that_was_made_anew_elsewhere_is_named_after_a_rollback(layout):
     menu = root / "boot/grub/grub.cfg"
     menu.write_text(menu.read_text().replace(" quiet\n", " quiet iommu=pt\n"))
     receipt = do_rollback(root)[0]
-    assert any("still has iommu=pt" in line and "grub-mkconfig" in line for line in receipt.verified)
+    assert receipt.outcome == "partly rolled back"
+    assert any("still has iommu=pt" in line and "grub-mkconfig" in line for line in receipt.unfinished)
+    menu.write_text(menu.read_text().replace(" quiet iommu=pt\n", " quiet\n"))
+    assert do_rollback(root)[0].outcome == "rolled back"
+    assert not (root / "var/lib/rocm-patch").exists()
+
+
+@pytest.mark.parametrize("there", [" quiet iommu=pt", " quiet"])
+def test_a_menu_that_nobody_can_read_keeps_nothing_of_ours_in_place(layout, there):
+    """A brace too many, by somebody's hand: the whole rollback was refused because of it."""
+    root = layout("debian-12")
+    before = snapshot(root)
+    do_apply(root, step("direct"))
+    menu = root / "boot/grub/grub.cfg"
+    menu.write_text(menu.read_text().replace(" quiet\n", f"{there}\n") + "}\n")
+    receipt = do_rollback(root)[0]
+    assert any("still has iommu=pt" in line for line in (*receipt.verified, *getattr(receipt, "unfinished", ()))) == ("iommu" in there)
+    assert not (root / DROP_IN).exists()
+    assert {path for path in before if before[path] != snapshot(root).get(path)} <= {"/boot/grub/grub.cfg", "boot/grub/grub.cfg"}
+
+
+def test_a_menu_behind_a_link_keeps_nothing_of_ours_in_place(layout):
+    root = layout("debian-12")
+    do_apply(root, step("direct"))
+    (root / "boot/grub").rename(root / "boot/elsewhere")
+    (root / "boot/grub").symlink_to("elsewhere")
+    do_rollback(root)
+    assert not (root / DROP_IN).exists()
 
 
 def test_our_entry_beside_another_of_ours(layout):

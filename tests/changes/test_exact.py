@@ -109,6 +109,62 @@ def test_a_file_of_another_owner_comes_back_as_theirs(root):
     assert snapshot(root) == before
 
 
+def someone(root, mode=0o755):
+    """A home in another root that belongs to a user whom this machine need not know."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can work in a home of somebody else")
+    os.chmod(os.path.dirname(root), mode)
+    os.makedirs(f"{root}/home/someone")
+    os.chown(f"{root}/home/someone", 12345, 12346)
+    return Locations(root, "/home/someone"), (Step("drop", "user", {"unset": ("HSA_OVERRIDE_GFX_VERSION=10.3.0",), "own": ("10.1.0",)}),)
+
+
+def test_what_root_makes_in_the_home_of_another_root_is_its_owners(root):
+    """It was root's, ~/.config and ~/.local closed to all others among it: the user was locked out of the own settings."""
+    locations, steps = someone(root)
+    before, us = snapshot(root), (os.geteuid(), os.getegid(), os.getgroups())
+    do = {"tables": TABLES, "kinds": TEST_KINDS}
+    apply(plan_for((*ENVIRONMENT_STEPS, *steps), locations), locations, **do)
+    made = [os.path.join(at, name) for at, folders, files in os.walk(f"{root}/home") for name in (*folders, *files)]
+    assert any(path.endswith("90-rocm-patch.conf") for path in made)
+    assert {(os.lstat(path).st_uid, os.lstat(path).st_gid) for path in made} == {(12345, 12346)}
+    assert os.stat(f"{root}/{DROP_IN}").st_uid == 0
+    assert [scope.readable for scope in status(locations)] == [True, True]
+    assert apply(plan_for(steps, locations), locations, **do)[0].outcome == "already there"
+    rollback(locations, everything=True, **do)
+    assert snapshot(root) == before
+    assert (os.geteuid(), os.getegid(), os.getgroups()) == us
+
+
+def test_a_journal_in_a_users_home_has_no_more_rights_than_the_user(root):
+    """Root trusts the journal of a user's home with that user's rights only: its records name any path of the root."""
+    locations, steps = someone(root)
+    do = {"tables": TABLES, "kinds": TEST_KINDS}
+    apply(plan_for(steps, locations), locations, **do)
+    drop_in = "/home/someone/.config/environment.d/90-rocm-patch.conf"
+    shutil.copyfile(f"{root}{drop_in}", f"{root}/etc/victim")  # so like the record that root would take it away
+    os.chown(f"{root}/etc/victim", 12345, 12346)
+    (receipt,) = Path(f"{root}/home/someone/.local/state/rocm-patch").glob("*/receipt")
+    assert drop_in in receipt.read_text()
+    receipt.write_text(receipt.read_text().replace(drop_in, "/etc/victim"))
+    before = snapshot(f"{root}/etc")
+    with pytest.raises(RefusedError, match="no right to write"):
+        rollback(locations, everything=True, **do)
+    assert snapshot(f"{root}/etc") == before
+
+
+def test_a_home_that_its_owner_cannot_reach_is_refused(root):
+    locations, steps = someone(root, 0o700)
+    before = snapshot(root)
+    with pytest.raises(RefusedError) as caught:
+        apply(plan_for(steps, locations), locations, tables=TABLES, kinds=TEST_KINDS)
+    assert "as that user" in caught.value.hint
+    assert snapshot(root) == before
+    do_apply(root, ENVIRONMENT_STEPS)  # the system's part is not hindered by it
+    rollback(locations, everything=True, tables=TABLES, kinds=TEST_KINDS)
+    assert snapshot(root) == before
+
+
 def test_twice_is_once(root):
     do_apply(root, ENVIRONMENT_STEPS)
     plan = plan_for(ENVIRONMENT_STEPS, Locations(root))
@@ -595,5 +651,3 @@ def test_no_home_and_sudo(tmp_path, monkeypatch):
     if os.geteuid() == 0:
         with pytest.raises(RefusedError, match="sudo"):
             Locations.here(environ={"HOME": str(tmp_path)}).ground("user")
-
-

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import subprocess
 
 import pytest
 from changes_support import (
     MADE_STEPS,
+    TABLES,
+    TEST_KINDS,
     DieAt,
     Killed,
     clone,
@@ -20,7 +24,7 @@ from changes_support import (
     snapshot,
 )
 
-from rocm_patch.apply import status
+from rocm_patch.apply import recover, status
 from rocm_patch.changes import Locations
 
 
@@ -68,6 +72,24 @@ def test_generated_by_others_before_the_recovery(tmp_path):
             do_rollback(root)
         assert managed(root) == before, point
     assert met > 10
+
+
+def test_a_recovery_is_not_stuck_on_what_cannot_be_read(tmp_path):
+    """A link loop where a tool's file was: the error of the system is told, ours is back, and the recovery comes to its end."""
+    source = prepare(tmp_path / "source")
+    before = managed(source)
+    total = count_operations(lambda observe: do_apply(clone(source, tmp_path / "root"), MADE_STEPS, observe))
+    root = clone(source, str(tmp_path / "root"))
+    with pytest.raises(Killed):
+        do_apply(root, MADE_STEPS, DieAt(total // 2))
+
+    def fails(*_):
+        raise OSError(errno.ELOOP, "Too many levels of symbolic links", "/efi")
+
+    kinds = tuple(dataclasses.replace(kind, activate=fails) if kind.name == "made" else kind for kind in TEST_KINDS)
+    recover(Locations(root), tables=TABLES, kinds=kinds)
+    assert managed(root) == before
+    assert status(Locations(root))[0].open == ""
 
 
 def test_the_script_undoes_them_too(tmp_path):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rocm_patch.changes import custom_menu, grub_environment, grub_menu, loader_entries
+from rocm_patch.changes import boot_loaders, custom_menu, grub_environment, grub_generate, grub_menu, image_owners, loader_entries
 from rocm_patch.changes.grub_compare import compare
 from rocm_patch.errors import FormatError, RefusedError
+from rocm_patch.root import Root, State
 
 GOLDEN = Path(__file__).with_name("golden") / "cmdline"
 MENUS = {path.parents[3].name: path for path in sorted(GOLDEN.glob("*/before/boot/grub*/grub.cfg")) if b"menuentry '" in path.read_bytes()}
@@ -236,3 +238,26 @@ def test_any_other_difference_stops_it_and_is_shown(old, new):
         compare(DEBIAN, changed, ["iommu=pt"], "update-grub")
     assert new.strip().splitlines()[-1].strip().removesuffix(" iommu=pt") in caught.value.what
     assert "update-grub" in caught.value.hint
+
+
+def test_a_file_of_empty_lines_costs_no_more_than_its_length(tmp_path):
+    """A pattern that began with `^\\s*` took the square of it: minutes, as root, for a file that anybody's backup may leave."""
+    empty = "\n" * 200_000
+    for path, text in (("boot/grub/grub.cfg", empty), ("etc/kernel/install.conf", empty)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    start = time.process_time()
+    assert boot_loaders.recognise(Root(str(tmp_path))).name.startswith("grub")
+    assert image_owners.refusal(Root(str(tmp_path)), "options amdgpu x=1") is None
+    block = State("file", 0o644, 0, 0, b"")
+    menu = "save_env next_entry custom.cfg" + empty
+    assert boot_loaders.environment_problem(menu.encode(), empty, block, "") == ""
+    with pytest.raises(FormatError, match="sets its default 0 times"):
+        grub_menu.default_entry(grub_menu.parse(empty.encode()), {})
+    assert "LANG" not in grub_generate._speaking(empty.encode())
+    assert time.process_time() - start < 5  # seconds; it was more than a minute for each
+
+
+def test_lines_that_end_as_windows_ends_them_set_a_default_all_the_same():
+    menu = grub_menu.parse(b"set default=\"0\"\r\nmenuentry 'a' {\n\tlinux /vmlinuz\n}\n")
+    assert grub_menu.default_entry(menu, {}).title == "a"

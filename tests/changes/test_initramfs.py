@@ -5,6 +5,7 @@ The quick tests put a maker of ours there, since the real ones take half a minut
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -15,9 +16,12 @@ from kernel_support import DEBIAN_MARKS, image, kernel, put
 
 from rocm_patch import knowledge
 from rocm_patch.apply import apply, facts, rollback, status
-from rocm_patch.changes import Locations, engine, modprobe, unpack
+from rocm_patch.changes import Locations, custom_menu, engine, initramfs, initramfs_entry, modprobe, unpack
+from rocm_patch.changes.journal import Journal
+from rocm_patch.changes.kind import Work
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.model import SCHEMA, Plan, Step
+from rocm_patch.root import Root
 
 VERSION = "6.12.117-test"
 IMAGE = f"boot/initrd.img-{VERSION}"
@@ -183,6 +187,59 @@ def test_a_kernel_that_came_since(small):
     assert inside(small, "boot/initrd.img-6.13.0-new") is None
 
 
+def test_two_images_share_one_change_of_the_menu(small):
+    """The running kernel's and the newest one's: two changes of custom.cfg were refused, and the remedy could not be had."""
+    newer = "6.13.0-new"
+    kernel(small, newer, suffix=".ko")
+    subprocess.run(["chroot", small, "/usr/sbin/mkinitramfs", "-o", f"/boot/initrd.img-{newer}", newer], check=True)
+    put(small, "boot/grub/grub.cfg", GRUB % (VERSION, VERSION) + GRUB % (newer, newer))
+    put(small, DROP_IN, "options amdgpu noretry=0\n")
+    ground = Locations(str(small)).ground("system")
+    (small / ground.state).mkdir(mode=0o700, parents=True)
+    with Journal(ground).opened() as journal:
+        name = engine.new_transaction()
+        work = Work(ground, journal.tree, knowledge.load(), name, journal.lock, lambda _: None)
+        journal.tree.ensure_folder(f"{ground.state}/{name}", 0o700)
+        images = [initramfs.look(work, f"/boot/initrd.img-{version}", version, f"/{DROP_IN}") for version in (VERSION, newer)]
+        changes = tuple(initramfs.renew(work, f"/{DROP_IN}", images))
+        paths = [change.path for change in changes]
+        assert paths == [f"/{COPY}", f"/boot/initrd.img-{newer}.rocm-patch", "/boot/grub/custom.cfg", f"/{IMAGE}", f"/boot/initrd.img-{newer}"]
+        assert {initramfs_entry.entry_id(version) for version in (VERSION, newer)} == custom_menu.parse(changes[2].after.data).keys()
+        put(small, "boot/grub/custom.cfg", changes[2].after.data)
+        os.remove(small / DROP_IN)
+        (gone,) = initramfs.renew(dataclasses.replace(work, back=True), f"/{DROP_IN}", images)
+        assert (gone.path, gone.after.kind) == ("/boot/grub/custom.cfg", "absent")
+
+
+def test_a_link_to_the_boot_partition_is_one_place_and_holds_up_no_rollback(small):
+    """/efi as a link to /boot/efi: the image was listed twice, and the rollback ended at the link."""
+    machine = "0123456789abcdef0123456789abcdef"
+    before = seen(small)
+    do(small)
+    for name in ("efi", "etc/machine-id"):
+        if (small / name).is_dir():
+            (small / name).rmdir()
+        (small / name).unlink(missing_ok=True)
+    put(small, "etc/machine-id", machine + "\n")
+    put(small, f"boot/efi/{machine}/{VERSION}/initrd", image(DEBIAN_MARKS))
+    (small / "efi").symlink_to("boot/efi")
+    assert initramfs.paths_of(Root(str(small)), VERSION) == (f"/{IMAGE}", f"/boot/efi/{machine}/{VERSION}/initrd")
+    assert back(small).left == ()
+    shutil.rmtree(small / "boot/efi")
+    assert seen(small) == before
+
+
+def test_an_image_that_cannot_be_read_holds_up_no_rollback(small, monkeypatch):
+    do(small)
+    subprocess.run(["chroot", small, "/usr/sbin/mkinitramfs", "-o", f"/{IMAGE}", VERSION], check=True)
+    monkeypatch.setattr(initramfs, "CONTENT_LIMIT", 100)
+    receipt = back(small)
+    assert not (small / DROP_IN).exists()
+    assert receipt.outcome == "partly rolled back"
+    assert any(f"/{IMAGE}: not looked into" in line for line in receipt.unfinished)
+    assert status(Locations(str(small)))[0].transactions == ()
+
+
 def test_an_image_without_the_driver_is_left_alone(small):
     put(small, IMAGE, image(DEBIAN_MARKS))
     old = (small / IMAGE).read_bytes()
@@ -241,7 +298,13 @@ def test_a_rollback_is_not_held_up_by_a_maker_that_fails(small):
     maker(small, "#!/bin/sh\nexit 1\n")
     receipt = back(small)
     assert not (small / DROP_IN).exists()
-    assert any(f"update-initramfs -u -k {VERSION}" in line for line in receipt.verified)
+    assert receipt.outcome == "partly rolled back"
+    assert any(f"update-initramfs -u -k {VERSION}" in line for line in receipt.unfinished)
+    assert not any(VERSION in line and "not made anew" in line for line in receipt.verified)
+    # It stays on record until the image is without our file.
+    (small / IMAGE).write_bytes(image(DEBIAN_MARKS))
+    assert back(small).outcome == "rolled back"
+    assert status(Locations(str(small)))[0].transactions == ()
 
 
 def test_a_maker_that_others_could_have_changed_is_not_run(small):

@@ -175,3 +175,16 @@ def test_the_same_as_modinfo_says_of_an_installed_module():
             found = kernel_parameters._of_bytes(file.read())
         said = subprocess.run(["modinfo", "-p", path], capture_output=True, text=True, check=True).stdout
         assert sorted(found) == sorted({line.partition(":")[0] for line in said.splitlines() if ":" in line and not line.startswith((" ", "\t"))})
+
+
+def test_a_number_too_long_to_be_one_is_passed_over():
+    """Python refuses to read 5,000 digits, with an error that was none of ours."""
+    assert kernel_parameters.described(kernel_parameters.Parameter("x", "int", f"x ({'1' * 5000} = a, 2 = b, 3 = c)")) == (2, 3)
+
+
+@pytest.mark.parametrize("value", ["Y", "n", "1"])
+def test_truth_given_as_a_letter_where_the_kernel_describes_numbers(value):
+    module = kernel_parameters.Module("amdgpu", "6.12", "/x", False, {"x": kernel_parameters.Parameter("x", "bint", "(0 = off, 1 = on)")})
+    kernel_parameters.check(module, "x", value)
+    with pytest.raises(RefusedError):
+        kernel_parameters.check(module, "x", "2")

@@ -10,15 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from changes_support import prepare, snapshot
+from changes_support import DieAt, Killed, clone, count_operations, prepare, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rocm_patch import knowledge
-from rocm_patch.apply import apply, facts, rollback, status
+from rocm_patch.apply import apply, facts, how_to_remove, recover, rollback, status
 from rocm_patch.changes import KINDS, Locations, in_force, permissions, preview
 from rocm_patch.changes.group_file import members, with_member, without_member
 from rocm_patch.changes.permissions import Rules, parse, text_of
+from rocm_patch.cli.changing import finish
 from rocm_patch.errors import FormatError, RefusedError
 from rocm_patch.model import SCHEMA, Plan, Step
 
@@ -142,6 +143,93 @@ def test_the_lock_of_passwd_is_waited_for(root, monkeypatch):
     with open(f"{root}/etc/.pwd.lock", "w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it any longer
     rollback(where(root), everything=True)
+
+
+@contextlib.contextmanager
+def users_being_changed(root):
+    script = "import fcntl,sys; f=open(sys.argv[1],'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); sys.stdin.read()"
+    Path(f"{root}/etc/.pwd.lock").touch(0o600)
+    with subprocess.Popen([sys.executable, "-c", script, f"{root}/etc/.pwd.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        yield
+        other.stdin.close()
+        other.wait()
+
+
+def test_a_rollback_waits_for_the_lock_of_passwd_as_well(root, monkeypatch):
+    """It moved the old bytes into place without the lock: a useradd at work put back what it had read, our member with it."""
+    Path(f"{root}/etc/.pwd.lock").touch(0o600)
+    before = snapshot(root)
+    do(root, join())
+    applied = snapshot(root)
+    monkeypatch.setattr(permissions, "LOCK_WAIT", 0.3)
+    with users_being_changed(root):
+        with pytest.raises(RefusedError, match="another program is changing users"):
+            rollback(where(root), everything=True)
+        assert snapshot(root) == applied
+    rollback(where(root), everything=True)
+    assert snapshot(root) == before
+
+
+def test_so_does_a_recovery(root, monkeypatch):
+    before, step = snapshot(root), (join(),)
+    fact = facts(step, where(root))
+    total = count_operations(lambda observe: apply(Plan(SCHEMA, step, fact), Locations(str(clone(root, f"{root}.0")), observe=observe)))
+    for point in range(total, 0, -1):  # the last moments, until one that left the transaction open with our word in place
+        copy = clone(root, f"{root}.1")
+        with contextlib.suppress(Killed):
+            apply(Plan(SCHEMA, step, fact), Locations(str(copy), observe=DieAt(point)))
+        if status(where(copy))[0].open and "render:x:109:alice" in read(copy, "group"):
+            break
+    else:
+        pytest.fail("no kill left it open")
+    monkeypatch.setattr(permissions, "LOCK_WAIT", 0.3)
+    with users_being_changed(copy), pytest.raises(RefusedError, match="another program is changing users"):
+        recover(where(copy))
+    assert "render:x:109:alice" in read(copy, "group")
+    os.unlink(f"{copy}/etc/.pwd.lock")
+    recover(where(copy))
+    assert snapshot(copy) == before
+
+
+def test_who_was_a_member_before_us_stays_one_in_files_that_others_changed(root):
+    """The plan named both; only one of them joined by it."""
+    do(root, join(), join("bo", "video"))
+    for name in ("group", "gshadow"):
+        Path(f"{root}/etc/{name}").write_text(read(root, name) + "docker:x:999:\n")
+    (receipt,) = rollback(where(root), everything=True)
+    assert read(root, "group") == GROUP + "docker:x:999:\n"
+    assert read(root, "gshadow") == GSHADOW + "docker:x:999:\n"
+    assert "/etc/group: as it was" not in receipt.verified
+    assert "/etc/group: made anew without our change" in receipt.verified
+
+
+def test_a_membership_that_cannot_be_taken_out_is_told_and_stays_on_record(root):
+    """Two lines of one group: which one counts is not ours to say, and it must not be called rolled back."""
+    do(root, join())
+    ours = read(root, "group")
+    Path(f"{root}/etc/group").write_text(ours + "render:x:110:\n")
+    (receipt,) = rollback(where(root), everything=True)
+    assert receipt.outcome == "partly rolled back"
+    assert "/etc/group" in receipt.unfinished[0]
+    assert "gpasswd -d alice render" in receipt.unfinished[0]
+    assert not [line for line in receipt.verified if "gpasswd" in line]
+    assert finish((receipt,), where(root), as_json=True) == 5
+    assert not how_to_remove(receipt, str(root))  # never: rm /etc/group
+    Path(f"{root}/etc/group").write_text(ours + "docker:x:999:\n")
+    assert rollback(where(root), everything=True)[0].outcome == "rolled back"
+    assert read(root, "group") == GROUP + "docker:x:999:\n"
+    assert status(where(root))[0].transactions == ()
+
+
+def test_the_script_names_the_right_way_back_for_group_files(root):
+    do(root, join())
+    Path(f"{root}/etc/group").write_text(read(root, "group") + "docker:x:999:\n")
+    script = next(Path(f"{root}/var/lib/rocm-patch").glob("2*/undo.sh"))
+    ended = subprocess.run(["sh", str(script), str(root)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 5
+    assert "gpasswd -d alice render" in ended.stderr
+    assert "update-grub" not in ended.stderr
 
 
 def test_status(root):

@@ -16,6 +16,7 @@ import pytest
 from changes_support import STATE, prepare, snapshot
 
 import rocm_patch
+from rocm_patch import apply as door
 from rocm_patch import codec, knowledge
 from rocm_patch.changes import Locations, facts, privileged
 from rocm_patch.errors import EXIT_REFUSED, RefusedError
@@ -211,6 +212,10 @@ HOSTILE = {
     "another schema": ('{"schema": 2, "steps": [{"remedy": "drop-override", "scope": "system", "parameters": {}}], "facts": {}}', 3),
     "an unknown remedy": ('{"schema": 1, "steps": [{"remedy": "../../x", "scope": "system", "parameters": {}}], "facts": {}}', EXIT_REFUSED),
     "a venv for root": ('{"schema": 1, "steps": [{"remedy": "native-wheel", "scope": "system", "parameters": {}}], "facts": {}}', EXIT_REFUSED),
+    "half a character": (
+        '{"schema": 1, "steps": [{"remedy": "drop-override", "scope": "system", "parameters": {"unset": ["\\ud800=1"]}}], "facts": {}}',
+        3,
+    ),
     "too long": ('{"schema": 1, "steps": [], "facts": {}}' + " " * (1 << 20), 3),
     "too deep": ("[" * 100000, 3),
 }
@@ -238,6 +243,20 @@ def test_hostile_words(words, zipapp):
     assert done.returncode == 2
     assert "error" in json.loads(done.stdout)
     assert "Traceback" not in done.stderr
+
+
+def test_a_defect_on_roots_side_is_told_in_json(monkeypatch, capsys):
+    """What nobody foresaw: the caller reads JSON and got a traceback and nothing else."""
+
+    def broken(argv):
+        raise ValueError("\ud800")
+
+    monkeypatch.setattr(door, "_cut_off", lambda: None)
+    monkeypatch.setattr(door, "_serve", broken)
+    assert door.privileged_main() == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert "ValueError" in answer["error"]
+    assert "status" in answer["hint"]
 
 
 @needs_python

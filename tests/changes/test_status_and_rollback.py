@@ -13,6 +13,7 @@ import pytest
 from changes_support import snapshot
 
 from recorded_machines import MACHINES
+from rocm_patch.changes import Locations, leftovers
 
 NAME = "rx5600xt-ubuntu2404-mission"
 LOGIN = "etc/profile.d/zz-rocm-patch.sh"
@@ -71,7 +72,9 @@ def test_what_somebody_changed_is_shown_twice_and_stays(mounted):
     assert "export MINE=1\n" in (mounted / LOGIN).read_text()
     assert os.path.isdir(mounted / "var/lib/rocm-patch")  # what was there before us is still known
     done = command("rollback", "--root", mounted, "--full", "--yes", "--json", code=5)
-    assert "+export MINE=1" in json.loads(done.stdout)["receipts"][0]["differences"][0]
+    shown = json.loads(done.stdout)["receipts"][0]["differences"][0]
+    assert "+[13 characters]" in shown  # where and how much: a document is kept, and what others wrote may be a password
+    assert "MINE" not in shown
     assert "export MINE=1\n" in (mounted / LOGIN).read_text()
     assert not os.path.exists(mounted / "var/lib/rocm-patch")
 
@@ -88,6 +91,23 @@ def test_full_takes_our_caches_and_no_link(mounted):
     assert "removed:" in command("rollback", "--root", mounted, "--full", "--yes").stderr
     assert not (home / ".cache/rocm-patch").exists()
     assert (home / ".local/state/rocm-patch-probes").is_symlink()
+
+
+@pytest.mark.parametrize("home", ["/home/link", "/../outside", "/../../outside", "/home/../../outside"])
+def test_full_never_leaves_another_root(tmp_path, home):
+    """A link in a home, and a home with dots, led root to folders outside of the root that it was given."""
+    outside = tmp_path / "outside"
+    for folder in (outside / "rocm-patch", outside / ".cache/rocm-patch", outside / "rocm-patch-probes", outside / ".local/state/rocm-patch-probes"):
+        folder.mkdir(parents=True)
+        (folder / "precious").write_text("x")
+    root = tmp_path / "root"
+    (root / "home/link/.local").mkdir(parents=True)
+    (root / "home/link/.cache").symlink_to("../../../outside")
+    (root / "home/link/.local/state").symlink_to(outside)
+    before = snapshot(tmp_path)
+    locations = Locations(str(root), home)
+    assert leftovers.found(locations) == leftovers.remove(locations) == []
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("words", [["--scope", "moon", "--all"], ["--full", "20260101-000000-00000000"]])

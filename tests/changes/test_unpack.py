@@ -104,3 +104,40 @@ def test_a_real_image_as_lsinitramfs_lists_it():
         found = unpack.contents(file.read())
     listed = set(subprocess.run(["lsinitramfs", path], capture_output=True, text=True, check=True).stdout.split("\n")) - {"", "."}
     assert found.names - {"", "."} == listed
+
+
+def test_a_negative_size_is_no_way_round_in_a_circle():
+    """240 bytes whose first member says that it ends where it begins."""
+    data = bytearray(archive({"abc": b""}))
+    data[54:62] = b"-0000074"
+    with pytest.raises(FormatError, match="damaged"):
+        unpack.contents(bytes(data))
+
+
+@pytest.mark.parametrize("gap", [b"", bytes(7)])
+@pytest.mark.parametrize("packed", [gzip.compress, lzma.compress, bz2.compress])
+def test_what_follows_a_compressed_archive_is_read_as_well(packed, gap):
+    """The driver in the second of two was overlooked, and the image was said to hold none."""
+    found = unpack.contents(packed(archive({"init": b"x"})) + gap + gzip.compress(archive(FILES)) + archive({"late": b""}), (OURS,))
+    assert found.names == {*FILES, "late"}
+    assert found.files == {OURS: FILES[OURS]}
+
+
+@pytest.mark.parametrize("argv", [("zstd", "-cq"), ("lz4", "-lcq"), ("lz4", "-cq")])
+def test_what_was_not_read_to_its_end_is_refused(argv):
+    """A program gives what it could read, and does not say where that ended."""
+    first = by_program(*argv)(archive({"init": b"x"}))
+    try:
+        names = unpack.contents(first + archive(FILES)).names
+    except FormatError:
+        return
+    assert names >= FILES.keys()
+
+
+def test_more_members_and_pieces_than_any_image_has():
+    one = archive({"a": b""})
+    member = one[: one.index(b"070701", 6)]
+    with pytest.raises(FormatError, match="more than 100000 files"):
+        unpack.contents(gzip.compress(member * 100_001 + one))
+    with pytest.raises(FormatError, match="more than 64 archives"):
+        unpack.contents(one + gzip.compress(b"") * 800_000)

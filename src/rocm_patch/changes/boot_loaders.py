@@ -23,13 +23,14 @@ Name = Literal[
 DROP_INS: Final = "/etc/default/grub.d"
 _LOADER_GUID: Final = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _VARIABLES: Final = "sys/firmware/efi/efivars"
-_LOADER_CONF: Final = ("boot/loader/loader.conf", "efi/loader/loader.conf", "boot/efi/loader/loader.conf")
+LOADER_CONF: Final = ("boot/loader/loader.conf", "efi/loader/loader.conf", "boot/efi/loader/loader.conf")
+_BY_KERNEL_INSTALL: Final = "add {words} to /etc/kernel/cmdline (make it from /proc/cmdline if it is not there), then: sudo kernel-install add-all"
 _IMAGES: Final = ("boot/EFI/Linux", "efi/EFI/Linux", "boot/efi/EFI/Linux")
 _UNWRITABLE: Final = (
     "lvm", "mdraid", "diskfilter", "raid", "btrfs", "zfs", "cryptodisk", "luks", "geli", "squash", "iso9660", "cpio", "tar", "romfs", "ldm", "f2fs",
 )  # fmt: skip
 """GRUB's modules for what it reads and cannot write: an environment block there stays as it is at every start."""
-_MODULE: Final = re.compile(r"^\s*insmod\s+(\S+)", re.MULTILINE)
+_MODULE: Final = re.compile(r"^[ \t]*insmod[ \t]+(\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Loader:
     command: str = ""
     """The command by which the owner of the command line adds words, with {words} in it, or {each} as options of their own."""
     entries: str = ""
-    """Loader specification: the folder of the entries."""
+    """Loader specification: the folder of the entries; empty where it is closed to this user."""
+    installer: str = ""
+    """Loader specification: kernel-install, where it makes the entries, so that a plugin of ours can add to them."""
 
     @property
     def environment(self) -> str:
@@ -57,6 +60,11 @@ class Loader:
     def custom(self) -> str:
         """The file that GRUB reads beside grub.cfg."""
         return f"{self.menu.rpartition('/')[0]}/custom.cfg"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a drop-in of ours can make words permanent."""
+        return self.name == "grub" or self.installer != ""
 
     @property
     def regenerate(self) -> str:
@@ -107,7 +115,9 @@ def _by_owner(root: Root) -> Loader | None:
 
 def _systemd_boot(root: Root, told: str) -> Loader | None:
     image = next((f"/{folder}/{name}" for folder in _IMAGES for name in root.list(folder) if name.lower().endswith(".efi")), "")
-    conf = next((path for path in _LOADER_CONF if root.exists(path)), "")
+    conf = next((path for path in LOADER_CONF if root.exists(path)), "")
+    if not conf and told.startswith("systemd-boot") and any(isinstance(root.status(path), Unknown) for path in LOADER_CONF):
+        return Loader("systemd-boot", "systemd-boot", command=_BY_KERNEL_INSTALL, installer=_installer(root))  # root's side sees more
     entries = f"/{conf.rpartition('/')[0]}/entries" if conf else ""
     written = [name for name in root.list(entries) if name.endswith(".conf")] if entries else []
     if image and not written:
@@ -118,8 +128,14 @@ def _systemd_boot(root: Root, told: str) -> Loader | None:
         return None
     how = "add {words} to the options line of your entry in " + entries
     if root.exists("etc/kernel/cmdline") or root.exists("usr/bin/kernel-install"):
-        how = "add {words} to /etc/kernel/cmdline (make it from /proc/cmdline if it is not there), then: sudo kernel-install add-all"
-    return Loader("systemd-boot", "systemd-boot", command=how, entries=entries)
+        how = _BY_KERNEL_INSTALL
+    return Loader("systemd-boot", "systemd-boot", command=how, entries=entries, installer=_installer(root))
+
+
+def _installer(root: Root) -> str:
+    if root.exists("usr/bin/sdbootutil"):
+        return ""  # openSUSE's own: it makes the entries anew from /etc/kernel/cmdline and snapshots
+    return next((path for path in ("usr/bin/kernel-install", "bin/kernel-install") if root.exists(path)), "")
 
 
 def _grub(root: Root) -> Loader | None:
@@ -135,7 +151,8 @@ def _grub(root: Root) -> Loader | None:
         names = (f"/{menu}", f"/{generator}" if generator else "", f"/{checker}" if checker else "")
         if _uses_loader_entries(root, menu):
             command = "sudo grubby --update-kernel=ALL --args='{words}'"
-            return Loader("grub, loader entries", "GRUB with loader entries, which grubby keeps", *names, command, "/boot/loader/entries")
+            title = "GRUB with loader entries, which grubby keeps"
+            return Loader("grub, loader entries", title, *names, command, "/boot/loader/entries", _installer(root))
         script = _text(root, generator) if generator else None
         if root.is_folder(DROP_INS) if script is None else DROP_INS[5:] in script:
             return Loader("grub", "GRUB", *names)
@@ -148,9 +165,9 @@ def _grub(root: Root) -> Loader | None:
 def _uses_loader_entries(root: Root, menu: str) -> bool:
     text = _text(root, menu)
     if text is not None:
-        return re.search(r"^\s*blscfg\b", text, re.MULTILINE) is not None
+        return re.search(r"^[ \t]*blscfg\b", text, re.MULTILINE) is not None
     settings = _text(root, "etc/default/grub") or ""  # a closed menu: the setting that its generator goes by
-    return re.search(r"^\s*GRUB_ENABLE_BLSCFG=[\"']?true", settings, re.MULTILINE) is not None
+    return re.search(r"^[ \t]*GRUB_ENABLE_BLSCFG=[\"']?true", settings, re.MULTILINE) is not None
 
 
 def _text(root: Root, path: str) -> str | None:
@@ -160,7 +177,12 @@ def _text(root: Root, path: str) -> str | None:
 
 def _loader_info(root: Root) -> str:
     """What the loader that started this system calls itself; empty where it says nothing."""
-    answer = root.read(f"{_VARIABLES}/LoaderInfo-{_LOADER_GUID}", 1024)
+    return loader_variable(root, "LoaderInfo")
+
+
+def loader_variable(root: Root, name: str) -> str:
+    """One of the firmware's variables by which a loader and a system talk; empty where it is not there."""
+    answer = root.read(f"{_VARIABLES}/{name}-{_LOADER_GUID}", 4096)
     if isinstance(answer, Unknown) or answer.value is None or len(answer.value) < 4:
         return ""
     return answer.value[4:].decode("utf-16-le", "replace").rstrip("\0")
@@ -182,7 +204,7 @@ def environment_problem(menu: bytes, way: str, block: State, mounted: str) -> st
         return "this boot menu has no choice for one boot"
     if "custom.cfg" not in text:
         return "this boot menu reads no custom.cfg"
-    if re.search(r"^\s*set\s+check_signatures=enforce", text, re.MULTILINE):
+    if re.search(r"^[ \t]*set[ \t]+check_signatures=enforce", text, re.MULTILINE):
         return "GRUB takes signed files only, and ours would not be"
     lacks = re.search(r"GRUB lacks write support for (\S+?),", text)
     if lacks:

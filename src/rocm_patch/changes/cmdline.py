@@ -2,7 +2,8 @@
 
 stage=trial: one boot of a copy of the default entry with our words; the default stays what it is until `confirm`.
 stage=direct: a drop-in for GRUB's generator that only appends to GRUB_CMDLINE_LINUX_DEFAULT, so that entries for repairs
-never have our words, and a menu made anew and compared with the old one before it is put in place.
+never have our words, and a menu made anew and compared with the old one before it is put in place. With loader entries: a
+plugin for kernel-install, and the same words in the entries that are there.
 """
 
 from __future__ import annotations
@@ -10,13 +11,26 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Final
 
-from rocm_patch.changes import boot_loaders, cmdline_trial, grub_drop_in, grub_environment, grub_generate, grub_menu, kernel_parameters, system_tools
+from rocm_patch.changes import (
+    boot_loaders,
+    cmdline_trial,
+    cmdline_words,
+    entry_files,
+    grub_environment,
+    grub_generate,
+    grub_menu,
+    kernel_parameters,
+    system_tools,
+    systemd_boot_trial,
+)  # fmt: skip
 from rocm_patch.changes.boot_loaders import Loader
-from rocm_patch.changes.kind import Change, Held, Kind, Look, Tables, Work
+from rocm_patch.changes.cmdline_words import in_force
+from rocm_patch.changes.kind import Change, Kind, Look, Tables, Unfinished, Work
 from rocm_patch.changes.places import Ground
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Step
@@ -85,15 +99,16 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
     permanent, trial = _ours(look)
     new = tuple(word for word in asked if word not in permanent)
     loader, stage = _loader(look.ground, asked), _stage(steps, look.ground)
-    if stage == "direct" and loader.name != "grub":
+    if stage == "direct" and not loader.keeps:
         raise _owned(loader, asked)
     _check_parameters(Root(look.ground.anchor), new)
     with contextlib.suppress(PermissionError):
         _check_menu(look.ground, look.tree, loader, [word for word in new if word not in trial], (*permanent, *trial), stage)
     if stage == "trial":
         return cmdline_trial.changes(tuple(dict.fromkeys((*trial, *new))), look)
-    now, data = look.now(grub_drop_in.PATH), grub_drop_in.text_of((*permanent, *new))
-    drop_in = Change(grub_drop_in.PATH, now if now.data == data else State("file", 0o644, os.geteuid(), os.getegid(), data))
+    path = cmdline_words.file_of(loader)
+    now, (data, mode) = look.now(path), cmdline_words.text_of(path, (*permanent, *new))
+    drop_in = Change(path, now if now.data == data else State("file", mode, os.geteuid(), os.getegid(), data))
     # The words that become permanent leave the trial; nothing of a trial stays behind.
     return (drop_in, *cmdline_trial.changes(tuple(word for word in trial if word not in asked), look))
 
@@ -104,7 +119,7 @@ def _ours(look: Look) -> tuple[tuple[str, ...], tuple[str, ...]]:
     Raises:
         RefusedError: a file of ours is not as we left it.
     """
-    for path in (grub_drop_in.PATH, cmdline_trial.UNIT):
+    for path in cmdline_words.FILES:
         now = look.now(path)
         if now.kind != "absent" and look.journal_read and not look.ours(path):
             raise RefusedError(
@@ -112,7 +127,7 @@ def _ours(look: Look) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 f"look at it, and move it away if it is not needed: sudo mv {path} ~/",
             )
     try:
-        return grub_drop_in.parse(look.now(grub_drop_in.PATH)), cmdline_trial.unit_words(look.now(cmdline_trial.UNIT))
+        return cmdline_words.permanent(look.now), cmdline_words.on_trial(look.now)
     except FormatError as error:
         raise RefusedError(
             f"a file of that name is there, and it stays as it is: {error.what}", "look at it, and move it away if it is not needed"
@@ -121,15 +136,16 @@ def _ours(look: Look) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _loader(ground: Ground, words: Sequence[str]) -> Loader:
     loader = boot_loaders.recognise(Root(ground.anchor))
-    if not loader.name.startswith("grub"):
+    if not loader.name.startswith("grub") and loader.name != "systemd-boot":
         raise _owned(loader, words)
     return loader
 
 
 def _owned(loader: Loader, words: Sequence[str]) -> RefusedError:
     hint = f"its own way: {loader.owners_command(words)}" if loader.command else "add the words by your boot loader's own means"
-    if loader.name in ("grub, one file of settings", "grub, loader entries"):
-        hint += "; to try them for one start first, where GRUB can do that: --set stage=trial"
+    if loader.name.startswith("grub") or loader.name == "systemd-boot":
+        able = "" if loader.name == "systemd-boot" else ", where GRUB can do that"
+        hint += f"; to try them for one start first{able}: --set stage=trial"
     return RefusedError(f"the kernel command line here belongs to {loader.title}; nothing was changed", hint)
 
 
@@ -149,11 +165,14 @@ def _check_menu(ground: Ground, tree: Tree, loader: Loader, words: Sequence[str]
         return
     if stage == "trial":
         try:
-            cmdline_trial.check(ground, tree, loader, words, ours)
+            _trial_of(loader).check(ground, tree, loader, words, ours)
         except RefusedError as error:
-            if loader.name == "grub" or error.hint != cmdline_trial.DIRECT:
+            if loader.keeps or error.hint != cmdline_trial.DIRECT:
                 raise
             raise RefusedError(error.what, f"without a trial: {loader.owners_command(words)}") from error
+        return
+    if loader.installer:
+        entry_files.check(entry_files.read(ground, tree, loader), words, ours, {}, loader)
         return
     menu, block = tree.state(ground.at(loader.menu)), tree.state(ground.at(loader.environment))
     if menu.kind != "file":
@@ -166,37 +185,70 @@ def _check_menu(ground: Ground, tree: Tree, loader: Loader, words: Sequence[str]
     cmdline_trial.check_line(default, words, ours, loader)
 
 
-def _permanent(work: Work) -> tuple[str, ...]:
-    return grub_drop_in.parse(work.tree.state(work.ground.at(grub_drop_in.PATH)))
+def _trial_of(loader: Loader) -> ModuleType:
+    return systemd_boot_trial if loader.name == "systemd-boot" else cmdline_trial
+
+
+def _words_of(work: Work) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def now(path: str) -> State:
+        return work.tree.state(work.ground.at(path))
+
+    return cmdline_words.permanent(now), cmdline_words.on_trial(now)
 
 
 # ------------------------------------------------------------------ activate
 
 
 def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[Change, ...]:
-    """Make the menu anew, or set up the one boot of the trial; in a rollback, what others made anew with our words in it.
+    """Make the menu or the entries anew, or set up the one boot of the trial; in a rollback, what others made anew with our words in it.
 
     Raises:
-        RefusedError, RocmPatchError: the menu would change by more than our words, or its generator failed.
+        RefusedError, RocmPatchError: they would change by more than our words, or the generator failed.
     """
     words = tuple(dict.fromkeys(_word(step) for step in steps))
-    loader = boot_loaders.recognise(Root(work.ground.anchor))
     if work.back:
-        stale = {change.path for change in changes}
-        found = grub_generate.generated(words, loader, work) if grub_generate.left_in_menu(words, _permanent(work), loader, work) else ()
-        return (*found, *(change for change in cmdline_trial.end(work, loader) if change.path in stale))
-    permanent = _permanent(work)
-    trial = cmdline_trial.unit_words(work.tree.state(work.ground.at(cmdline_trial.UNIT)))
-    made = list[Change]()
+        return _back(words, {change.path for change in changes}, work)
+    loader = boot_loaders.recognise(Root(work.ground.anchor))
+    (permanent, trial), made = _words_of(work), list[Change]()
     if set(words) <= set(permanent):
-        made += grub_generate.generated(permanent, loader, work)
+        if loader.installer:
+            made += entry_files.generated(permanent, loader, work, systemd_boot_trial.started(work, loader))
+        else:
+            made += grub_generate.generated(permanent, loader, work)
     if trial:
         if loader.name == "grub" and not made:
             grub_generate.check_current(permanent, loader, work)
-        made += cmdline_trial.begin(work, loader, trial, permanent)
+        made += _trial_of(loader).begin(work, loader, trial, permanent)
     else:
-        made += cmdline_trial.end(work, loader)
+        made += _trial_of(loader).end(work, loader)
     return tuple(made)
+
+
+def _back(words: Sequence[str], stale: Container[str], work: Work) -> tuple[Change, ...]:
+    """What others made anew with our words in it. What of theirs cannot be read or made is told, and keeps nothing of ours in place."""
+    made = list[Change]()
+    with _told(work):
+        loader = boot_loaders.recognise(Root(work.ground.anchor))
+        permanent, _ = _words_of(work)
+        with _told(work):
+            made += _taken_back(words, permanent, loader, work)
+        made += [change for change in _trial_of(loader).end(work, loader) if change.path in stale]
+    return tuple(made)
+
+
+@contextlib.contextmanager
+def _told(work: Work) -> Iterator[None]:
+    try:
+        yield
+    except (RocmPatchError, OSError) as error:
+        what = error.what if isinstance(error, RocmPatchError) else f"{error.filename}: {error.strerror}"
+        work.say(f"the boot menu was not made anew without our words: {what}")
+
+
+def _taken_back(words: Sequence[str], kept: Sequence[str], loader: Loader, work: Work) -> tuple[Change, ...]:
+    if loader.entries:
+        return entry_files.taken_back(words, kept, loader, work)
+    return grub_generate.generated(words, loader, work) if grub_generate.left_in_menu(words, kept, loader, work) else ()
 
 
 # ------------------------------------------------------------------ verify
@@ -208,30 +260,23 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
     Raises:
         RocmPatchError: it is not in place.
     """
-    loader = boot_loaders.recognise(Root(work.ground.anchor))
     if work.back:
-        left = grub_generate.left_in_menu([_word(step) for step in steps], _permanent(work), loader, work)
-        return (
-            (f"{loader.menu} still has {' '.join(left)}. To be done there: {system_tools.words_for(work.ground, loader.regenerate)}",) if left else ()
-        )
-    permanent = _permanent(work)
-    trial = cmdline_trial.unit_words(work.tree.state(work.ground.at(cmdline_trial.UNIT)))
+        words = [_word(step) for step in steps]
+        try:
+            return tuple(Unfinished(line) for line in _seen_back(words, work))
+        except (RocmPatchError, OSError) as error:
+            what = error.what if isinstance(error, RocmPatchError) else f"{error.filename}: {error.strerror}"
+            return (Unfinished(f"whether the boot menu still has {' '.join(words)} could not be seen: {what}"),)
+    loader = boot_loaders.recognise(Root(work.ground.anchor))
+    permanent, trial = _words_of(work)
     said = []
     if permanent:
-        said.append(f"{grub_drop_in.PATH}: {' '.join(permanent)}")
-        if why := grub_generate.why_not(loader, work.ground):
-            said.append(f"{loader.menu} was not made anew ({why}). To be done there: {system_tools.words_for(work.ground, loader.regenerate)}")
-        else:
-            menu = grub_menu.parse(work.tree.state(work.ground.at(loader.menu)).data)
-            entries = [entry for entry in menu.every() if entry.kernel]
-            have = [entry for entry in entries if entry.kernel and set(permanent) <= set(entry.kernel.values)]
-            spared = [entry for entry in entries if entry.recovery and entry not in have]
-            said.append(f"{loader.menu}: {len(have)} entries have {' '.join(permanent)}, {len(spared)} entries for repairs have not")
+        said.append(f"{cmdline_words.file_of(loader)}: {' '.join(permanent)}")
+        said += entry_files.seen(permanent, loader, work) if loader.installer else grub_generate.seen(permanent, loader, work)
         if not work.ground.live:
-            said.append("not tried: a trial is for the machine itself; press e in GRUB's menu to take a word off the line for one start")
+            said.append("not tried: a trial is for the machine itself; press e in the boot menu to take a word off the line for one start")
     if trial:
-        if grub_generate.block_values(loader, work).get("next_entry") != cmdline_trial.ENTRY:
-            raise RocmPatchError(f"{loader.environment} does not name the trial for the next start")
+        _trial_of(loader).check_chosen(work, loader)
         said.append(
             f"on trial: the next start, and that one alone, has {' '.join(trial)}. Came up well: rocm-patch confirm. Did not: reset the machine"
         )
@@ -240,7 +285,16 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
     return tuple(said)
 
 
-# ------------------------------------------------------------------ confirm, in force
+def _seen_back(words: Sequence[str], work: Work) -> tuple[str, ...]:
+    loader = boot_loaders.recognise(Root(work.ground.anchor))
+    permanent, _ = _words_of(work)
+    if loader.entries:
+        return tuple(entry_files.left(words, permanent, loader, work))
+    left = grub_generate.left_in_menu(words, permanent, loader, work)
+    return (f"{loader.menu} still has {' '.join(left)}. To be done there: {system_tools.words_for(work.ground, loader.regenerate)}",) if left else ()
+
+
+# ------------------------------------------------------------------ confirm
 
 
 def confirm(steps: Sequence[Step], look: Look) -> tuple[Step, ...]:
@@ -254,47 +308,13 @@ def confirm(steps: Sequence[Step], look: Look) -> tuple[Step, ...]:
         return ()
     cmdline_trial.check_passed(trial, look)
     loader = boot_loaders.recognise(Root(look.ground.anchor))
-    if loader.name != "grub":
+    if not loader.keeps:
         raise RefusedError(
             f"the trial was passed; but the kernel command line here belongs to {loader.title}",
             f"make it permanent its own way: {loader.owners_command(trial)}; then: rocm-patch rollback",
         )
     mine = [step for step in steps if _word(step) in trial and _word(step) not in permanent]
     return tuple(replace(step, parameters={**step.parameters, "stage": ("direct",)}) for step in {_word(step): step for step in mine}.values())
-
-
-def in_force(_steps: Sequence[Step], look: Look) -> tuple[Held, ...]:
-    """Each word of ours, and whether the running kernel has it."""
-    try:
-        permanent, trial = grub_drop_in.parse(look.now(grub_drop_in.PATH)), cmdline_trial.unit_words(look.now(cmdline_trial.UNIT))
-    except FormatError:
-        return ()
-    found = list[Held]()
-    answer = Root("/").text("proc/cmdline", 1 << 16) if look.ground.live else None
-    line = (getattr(answer, "value", None) or "").split()
-    for word in (*permanent, *trial):
-        name, _, value = word.partition("=")
-        last = next((other.partition("=")[2] for other in reversed(line) if other.partition("=")[0] == name), None)
-        why = ""
-        if word in trial:
-            why = (
-                "on trial; to keep it: rocm-patch confirm"
-                if word in line
-                else "on trial at the next start, if there was none since; else it did not come up"
-            )
-        elif look.ground.live and word not in line:
-            why = "after a restart"
-        found.append(
-            Held(
-                name,
-                value,
-                last,
-                "/proc/cmdline",
-                word in line if look.ground.live else None,
-                why or ("" if look.ground.live else "is seen once that system runs"),
-            )
-        )
-    return tuple(found)
 
 
 KIND: Final = Kind("cmdline", ("system",), "reboot", validate, render, activate, verify, confirm=confirm, in_force=in_force, asked_back=True)

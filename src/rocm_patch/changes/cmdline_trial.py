@@ -16,7 +16,7 @@ from rocm_patch.changes import boot_loaders, custom_menu, grub_compare, grub_env
 from rocm_patch.changes.boot_loaders import Loader
 from rocm_patch.changes.kind import Change, Look, Work
 from rocm_patch.changes.places import Ground
-from rocm_patch.errors import FormatError, RefusedError
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.root import Root, State, Tree
 
 ENTRY: Final = "rocm-patch-trial"
@@ -91,9 +91,18 @@ def check(ground: Ground, tree: Tree, loader: Loader, words: Sequence[str], ours
         RefusedError: the reason, and what to do instead.
         PermissionError: grub.cfg is closed to this user; root's side looks again.
     """
+    check_systemd(ground)
+    _parts(ground, tree, loader, words, ours)
+
+
+def check_systemd(ground: Ground) -> None:
+    """Check that something could note that a trial came up.
+
+    Raises:
+        RefusedError: nothing could.
+    """
     if not any(Root(ground.anchor).exists(path) for path in SYSTEMD):
         raise RefusedError("there is no systemd here, and nothing else could note that a trial came up", DIRECT)
-    _parts(ground, tree, loader, words, ours)
 
 
 @dataclass(frozen=True)
@@ -233,6 +242,17 @@ def end(work: Work, loader: Loader) -> tuple[Change, ...]:
     elif custom.kind != "absent" and ENTRY.encode() in custom.data:
         work.say(f"{loader.custom} was changed by somebody else and is left; its entry {ENTRY!r} is never chosen by itself")
     return tuple(found)
+
+
+def check_chosen(work: Work, loader: Loader) -> None:
+    """Check that the next start is the trial's.
+
+    Raises:
+        RocmPatchError: it is not.
+    """
+    block = work.tree.state(work.ground.at(loader.environment))
+    if block.kind != "file" or grub_environment.parse(block.data).value("next_entry") != ENTRY:
+        raise RocmPatchError(f"{loader.environment} does not name the trial for the next start")
 
 
 # ------------------------------------------------------------------ did it come up?

@@ -6,15 +6,15 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rocm_patch.changes import environment, grown, undo, versions
 from rocm_patch.changes.journal import UNDO, Journal
-from rocm_patch.changes.kind import Change, Kind, Look, Needs, Tables, Work
+from rocm_patch.changes.kind import Change, Kind, Look, Needs, Tables, Unfinished, Unseen, Work
 from rocm_patch.changes.places import Ground
 from rocm_patch.changes.record import GONE, RECORD_SCHEMA, Entry, Record, Shape, digest, shape_of
-from rocm_patch.changes.transaction import Transaction, compose, recover
+from rocm_patch.changes.transaction import Transaction, compose, recover, words_of
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.model import Receipt, Step
 from rocm_patch.root import CONTENT_LIMIT, State
@@ -284,7 +284,7 @@ def rollback_scope(
         RefusedError: no such transaction, or a newer one stands on it, or another run at work.
         RocmPatchError, OSError: it failed and everything is as before the rollback.
     """
-    with Journal(ground).opened() as journal:
+    with Journal(ground).opened() as journal, contextlib.ExitStack() as watch:
         recover_open(journal, tables, kinds, say)
         active = list(reversed(journal.active())) if journal.exists else []
         selected = active if everything else [record for record in active if record.transaction in names]
@@ -297,6 +297,9 @@ def rollback_scope(
         for kind, mine in _by_kind(selected, tables, kinds):
             if kind.release is not None:
                 kind.release(mine, Look(ground, journal.tree, tables, tuple(reversed(active))))
+        name = new_transaction()
+        # Before anything is read: what is composed from is what is moved.
+        _hold(selected, Work(ground, journal.tree, tables, name, journal.lock, say, watch, back=True), kinds)
         undoing = compose(journal, selected)
         newest = selected[0].transaction
         shown = tuple(versions.difference(journal, selected, path) for path in undoing.left)
@@ -304,7 +307,6 @@ def rollback_scope(
         if not undoes and not undoing.entries:
             return Receipt(newest, "partly rolled back", (), undoing.left, "", (), "", shown)
         number = max(record.number for record in active) + 1
-        name = new_transaction()
         record = Record(RECORD_SCHEMA, number, name, "rollback", ground.scope, (), undoing.entries, undoes, None)
 
         def finish(draft: Record) -> Record:
@@ -314,9 +316,18 @@ def rollback_scope(
             changed = tuple(
                 entry.path for entry in draft.entries if entry.before.kind != "folder" and transaction.is_at(entry.path, entry.after)
             )  # fmt: skip
-            verified = (*(f"{path}: as it was" for path in changed), *_seen_back(selected, ground, journal, name, tables, kinds, say))
-            outcome = "partly rolled back" if undoing.left else "rolled back"
-            receipt = Receipt(newest, outcome, changed, undoing.left, _needs(selected, tables, kinds) if changed else "", verified, "", shown)  # type: ignore[arg-type]
+            exact = {entry.path for entry in undoing.entries}
+            said = [f"{path}: {'as it was' if path in exact else 'made anew without our change'}" for path in changed]
+            seen = _seen_back(selected, ground, journal, name, tables, kinds, say)
+            unfinished = tuple(str(line) for _, line in seen if isinstance(line, Unfinished))
+            verified = (*said, *(line for _, line in seen if not isinstance(line, Unfinished)))
+            # What still holds our change is not forgotten: its transactions stay, and another rollback finds them.
+            of_those = {kind for kind, line in seen if isinstance(line, Unfinished) and not isinstance(line, Unseen) and not forget}
+            kept = {one.transaction for one in selected for kind, _ in _by_kind([one], tables, kinds) if kind.name in of_those}
+            draft = dataclasses.replace(draft, undoes=tuple(one for one in draft.undoes if one not in kept))
+            outcome = "partly rolled back" if undoing.left or unfinished else "rolled back"
+            needs = _needs(selected, tables, kinds) if changed else ""
+            receipt = Receipt(newest, outcome, changed, undoing.left, needs, verified, "", shown, unfinished)  # type: ignore[arg-type]
             return dataclasses.replace(draft, receipt=receipt)
 
         done = Transaction(journal, record).run(undoing.contents, b"", finish)
@@ -334,10 +345,25 @@ def _generated_again(
     stale: Sequence[str], selected: Sequence[Record], ground: Ground, journal: Journal, name: str, tables: Tables, kinds: Sequence[Kind], say: Say
 ) -> list[Change]:  # fmt: skip
     """Somebody generated these from our files: once those are gone it is done once more."""
-    work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True)
+    work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True, recorded=_recorded(selected, journal))
     changes = tuple(Change(path, journal.tree.state(ground.at(path), CONTENT_LIMIT)) for path in stale)
     asked = [(kind, mine) for kind, mine in _by_kind(selected, tables, kinds) if stale or kind.asked_back]
     return [change for kind, mine in asked for change in kind.activate(mine, changes, work)]
+
+
+def _hold(selected: Sequence[Record], work: Work, kinds: Sequence[Kind]) -> None:
+    paths = tuple(dict.fromkeys(entry.path for record in selected for entry in record.entries))
+    for kind in kinds:
+        if kind.hold is not None:
+            kind.hold(paths, work)
+
+
+def _recorded(selected: Sequence[Record], journal: Journal) -> Callable[[str], list[tuple[bytes, bytes]]]:
+    def recorded(path: str) -> list[tuple[bytes, bytes]]:
+        found = [(record, entry) for record in selected for entry in record.entries if entry.path == path]
+        return [(journal.content(record, entry.before).data, journal.content(record, entry.after).data) for record, entry in found]
+
+    return recorded
 
 
 def recover_open(journal: Journal, tables: Tables | None, kinds: Sequence[Kind], say: Say) -> Receipt | None:
@@ -351,13 +377,21 @@ def recover_open(journal: Journal, tables: Tables | None, kinds: Sequence[Kind],
         known = tables or _load()
         try:
             found = _generated_again(stale, [opened], journal.ground, journal, opened.transaction, known, kinds, say)
-        except RocmPatchError as error:
-            # What is ours is back in any case, and the machine must not be stuck in a recovery that its tools refuse.
-            say(f"files that the system's tools generate could not be looked at: {error.what}; make them anew by hand")
+        except (RocmPatchError, OSError) as error:
+            # What is ours is back in any case, and the machine must not be stuck in a recovery that its tools refuse, or in one
+            # that meets a link or a damaged file of somebody else's.
+            say(f"files that the system's tools generate could not be looked at: {words_of(error)}; make them anew by hand")
             return []
         return [(change.path, change.after) for change in found]
 
-    return recover(journal, again)
+    @contextlib.contextmanager
+    def hold(opened: Record) -> Iterator[None]:
+        with contextlib.ExitStack() as watch:
+            work = Work(journal.ground, journal.tree, tables or _load(), opened.transaction, journal.lock, say, watch, back=True)
+            _hold([opened], work, kinds)
+            yield
+
+    return recover(journal, again, hold)
 
 
 def _load() -> Tables:
@@ -368,9 +402,10 @@ def _load() -> Tables:
 
 def _seen_back(
     selected: Sequence[Record], ground: Ground, journal: Journal, name: str, tables: Tables, kinds: Sequence[Kind], say: Say
-) -> list[str]:  # fmt: skip
-    work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True)
-    return [line for kind, mine in _by_kind(selected, tables, kinds) if kind.asked_back for line in kind.verify(mine, (), work)]
+) -> list[tuple[str, str]]:  # fmt: skip
+    """The name of each kind with what it sees."""
+    work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True, recorded=_recorded(selected, journal))
+    return [(kind.name, line) for kind, mine in _by_kind(selected, tables, kinds) if kind.asked_back for line in kind.verify(mine, (), work)]
 
 
 def _by_kind(selected: Sequence[Record], tables: Tables, kinds: Sequence[Kind]) -> list[tuple[Kind, tuple[Step, ...]]]:

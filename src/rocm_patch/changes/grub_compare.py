@@ -60,7 +60,15 @@ def check_length(kernel: Command, words: Sequence[str] = ()) -> None:
     Raises:
         RefusedError: it is too long.
     """
-    line = " ".join((f"BOOT_IMAGE={kernel.values[1]}" if len(kernel.values) > 1 else "", *kernel.values[2:], *words))
+    check_bytes(" ".join((f"BOOT_IMAGE={kernel.values[1]}" if len(kernel.values) > 1 else "", *kernel.values[2:], *words)))
+
+
+def check_bytes(line: str) -> None:
+    """The same for a whole line.
+
+    Raises:
+        RefusedError: it is too long.
+    """
     if len(line.encode()) > LINE_LIMIT:
         raise RefusedError(f"the kernel command line would have {len(line.encode())} bytes, and the kernel cuts it off after {LINE_LIMIT}")
 

@@ -11,14 +11,14 @@ from rocm_patch.changes.boot_loaders import Loader
 from rocm_patch.changes.grub_compare import Compared
 from rocm_patch.changes.kind import Change, Work
 from rocm_patch.changes.places import Ground
-from rocm_patch.errors import RefusedError, RocmPatchError
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.root import State
 from rocm_patch.run import CLEAN
 
 TIMEOUT: Final = 300.0
 """Seconds for grub-mkconfig: os-prober mounts every partition that it finds."""
 READS: Final = ("/etc/default/grub", boot_loaders.DROP_INS, "/etc/grub.d")
-_LANGUAGE: Final = re.compile(rb"^\s*set lang=([A-Za-z_]{1,16})\s*$", re.MULTILINE)
+_LANGUAGE: Final = re.compile(rb"^[ \t]*set lang=([A-Za-z_]{1,16})[ \t\r]*$", re.MULTILINE)
 
 
 def left_in_menu(words: Sequence[str], kept: Sequence[str], loader: Loader, work: Work) -> list[str]:
@@ -26,7 +26,12 @@ def left_in_menu(words: Sequence[str], kept: Sequence[str], loader: Loader, work
     menu = work.tree.state(work.ground.at(loader.menu)) if loader.menu else State("absent")
     if menu.kind != "file" or b"linux" not in menu.data:
         return []
-    there = {word for entry in grub_menu.parse(menu.data).every() if entry.kernel and not entry.recovery for word in entry.kernel.values}
+    try:
+        there = {word for entry in grub_menu.parse(menu.data).every() if entry.kernel and not entry.recovery for word in entry.kernel.values}
+    except FormatError:  # a menu that no generator writes must not keep our own files in place: its kernel lines say enough
+        lines = [line.split() for line in menu.data.decode("utf-8", "replace").splitlines()]
+        kernels = [line[1:] for line in lines if line and line[0] in grub_menu.KERNEL_COMMANDS]
+        there = {word.strip("'\"") for line in kernels if not grub_menu.RECOVERY_WORDS.intersection(line) for word in line}
     return [word for word in words if word in there and word not in kept]
 
 
@@ -78,6 +83,16 @@ def _speaking(menu: bytes) -> dict[str, str]:
     """
     found = _LANGUAGE.search(menu)
     return {"PATH": CLEAN["PATH"], **({"LANG": f"{found[1].decode()}.UTF-8"} if found else {})}
+
+
+def seen(words: Sequence[str], loader: Loader, work: Work) -> list[str]:
+    """What the menu in place has now, for the receipt."""
+    if why := why_not(loader, work.ground):
+        return [f"{loader.menu} was not made anew ({why}). To be done there: {system_tools.words_for(work.ground, loader.regenerate)}"]
+    entries = [entry for entry in grub_menu.parse(work.tree.state(work.ground.at(loader.menu)).data).every() if entry.kernel]
+    have = [entry for entry in entries if entry.kernel and set(words) <= set(entry.kernel.values)]
+    spared = [entry for entry in entries if entry.recovery and entry not in have]
+    return [f"{loader.menu}: {len(have)} entries have {' '.join(words)}, {len(spared)} entries for repairs have not"]
 
 
 def why_not(loader: Loader, ground: Ground) -> str:

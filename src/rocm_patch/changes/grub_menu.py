@@ -25,7 +25,7 @@ _TOKEN: Final = re.compile(
     re.DOTALL,
 )
 _PIECE: Final = re.compile(r"""'(?P<plain>[^']*)'|"(?P<quoted>(?:[^"\\]|\\.)*)"|\\(?P<escaped>.)|(?P<bare>[^'"\\]+)""", re.DOTALL)
-_DEFAULT: Final = re.compile(r"""^\s*set default=(?P<value>"[^"\n]*"|'[^'\n]*'|\S+)\s*$""", re.MULTILINE)
+_DEFAULT: Final = re.compile(r"""^[ \t]*set default=(?P<value>"[^"\n]*"|'[^'\n]*'|\S+)[ \t\r]*$""", re.MULTILINE)
 _SAVED: Final = ("${saved_entry}", "$saved_entry")
 
 

@@ -26,7 +26,7 @@ def refusal(root: Root, line: str) -> RefusedError | None:
             )
     for path in INSTALL_CONF:
         text = getattr(root.text(path), "value", None) or ""
-        if re.search(r"^\s*layout\s*=\s*uki\b", text, re.MULTILINE):
+        if re.search(r"^[ \t]*layout[ \t]*=[ \t]*uki\b", text, re.MULTILINE):
             return RefusedError(f"/{path} says layout=uki: kernel-install builds kernel and initramfs into one image", f"{by_hand} {_builder(root)}")
     if root.is_folder("ostree") and (root.exists("usr/bin/rpm-ostree") or root.exists("usr/bin/bootc")):
         command = f"rpm-ostree initramfs-etc --track={OTHER_NAME}"

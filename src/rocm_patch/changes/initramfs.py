@@ -92,12 +92,30 @@ def paths_of(root: Root, kernel: str) -> tuple[str, ...]:
     machine = getattr(root.word("etc/machine-id"), "value", None) or ""
     if re.fullmatch("[0-9a-f]{32}", machine):
         found += [f"{top}/{machine}/{kernel}/initrd" for top in ("boot", "efi", "boot/efi")]
-    return tuple(f"/{path}" for path in found if root.exists(path))
+    return tuple(dict.fromkeys(_behind_links(root, path) for path in found if root.exists(path)))
+
+
+def _behind_links(root: Root, path: str) -> str:
+    """The path with the links of its folders resolved: nothing is written through a link, and /efi may be one to /boot/efi."""
+    folder, _, name = path.rpartition("/")
+    there = os.path.realpath(root.host(folder)) if root.live else root.host(folder)
+    return f"{there if root.live else there[len(root.path.rstrip('/')) :]}/{name}"
 
 
 def look(work: Work, path: str, kernel: str, file: str) -> Image:
-    """Look into an image. `file`: ours, whose copy is wanted."""
-    state = work.tree.state(work.ground.at(path), CONTENT_LIMIT)
+    """Look into an image. `file`: ours, whose copy is wanted.
+
+    On the way back one that cannot be read is told as unread: it must not keep the others, or our file, in place.
+
+    Raises:
+        RocmPatchError, OSError: on the way there, it cannot be read.
+    """
+    try:
+        state = work.tree.state(work.ground.at(path), CONTENT_LIMIT)
+    except (RocmPatchError, OSError) as error:
+        if not work.back:
+            raise
+        return Image(path, kernel, False, None, None, error.what if isinstance(error, RocmPatchError) else str(error))
     return look_into(state, path, kernel, file)
 
 
@@ -138,22 +156,34 @@ def renew(work: Work, file: str, images: Sequence[Image]) -> Iterator[Change]:
         RefusedError: too little space.
         RocmPatchError: the maker failed, or made something that is not to be booted.
     """
+    menu: Change | None = None  # one for all kernels: a file is changed once in a transaction
+    renewed = list[Change]()
     for image in images:
-        if work.back and work.tree.state_kind(work.ground.at(f"{image.path}{COPY}")) == "absent":
-            menu = initramfs_entry.without(work, image.kernel)
-            if menu is not None:
-                yield menu
-        if not stale(image, _wanted(work, file)) or hindrance(work, image):
-            continue
         try:
-            yield from _renewed(work, file, image)
-        except RocmPatchError as error:
+            if work.back and work.tree.state_kind(work.ground.at(f"{image.path}{COPY}")) == "absent":
+                menu = initramfs_entry.without(work, image.kernel, menu) or menu
+            if not stale(image, _wanted(work, file)) or hindrance(work, image):
+                continue
+            copy, after = _renewed(work, file, image)
+        except (RocmPatchError, OSError) as error:
             if not work.back:
                 raise
-            work.say(f"{image.path} still holds options that were taken back: {error.what}. To make it anew: {_by_hand(work, image)}")
+            what = error.what if isinstance(error, RocmPatchError) else str(error)
+            if not image.unread:  # those are told of at the end
+                work.say(f"{image.path} still holds options that were taken back: {what}. To make it anew: {_by_hand(work, image)}")
+            continue
+        if copy is not None:
+            yield copy
+            added = initramfs_entry.entry(work, image.path, copy.path, image.kernel, menu)
+            menu = added if isinstance(added, Change) else menu
+        renewed.append(after)
+    if menu is not None:
+        yield menu
+    yield from renewed
 
 
-def _renewed(work: Work, file: str, image: Image) -> Iterator[Change]:
+def _renewed(work: Work, file: str, image: Image) -> tuple[Change | None, Change]:
+    """The copy of the image that boots today, where there is none yet, and the image made anew."""
     assert image.maker is not None  # noqa: S101  # hindrance said so
     old = work.tree.state(work.ground.at(image.path), CONTENT_LIMIT)
     copy = f"{image.path}{COPY}"
@@ -162,12 +192,8 @@ def _renewed(work: Work, file: str, image: Image) -> Iterator[Change]:
     made = _make(work, image, (file,) if _wanted(work, file) is not None else ())
     _check(look_into(State("file", data=made), image.path, image.kernel, file), image, _wanted(work, file), len(made), len(old.data))
     # The first copy stays: it is the image without anything of ours.
-    if not work.back and work.tree.state_kind(work.ground.at(copy)) == "absent":
-        yield Change(copy, old)
-        menu = initramfs_entry.entry(work, image.path, copy, image.kernel)
-        if isinstance(menu, Change):
-            yield menu
-    yield Change(image.path, State("file", old.mode, old.uid, old.gid, made, "", old.attributes))
+    first = not work.back and work.tree.state_kind(work.ground.at(copy)) == "absent"
+    return Change(copy, old) if first else None, Change(image.path, State("file", old.mode, old.uid, old.gid, made, "", old.attributes))
 
 
 def _wanted(work: Work, file: str) -> bytes | None:

@@ -19,12 +19,12 @@ def entry_id(kernel: str) -> str:
     return "rocm-patch-initramfs-" + "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in kernel)
 
 
-def entry(work: Work, image: str, copy: str, kernel: str) -> Change | str:
-    """The change of custom.cfg that adds the entry, or why there is none."""
+def entry(work: Work, image: str, copy: str, kernel: str, pending: Change | None = None) -> Change | str:
+    """The change of custom.cfg that adds the entry, or why there is none. `pending`: its change so far, for other kernels."""
     loader = boot_loaders.recognise(Root(work.ground.anchor))
     if loader.name not in LOADERS:
         return f"{loader.title} reads no menu entry of ours"
-    now = work.tree.state(work.ground.at(loader.custom))
+    now = _now(work, loader.custom, pending)
     opened = Journal(work.ground).open_record()
     if opened is not None and any(item.path == loader.custom for item in opened.entries):
         return f"{loader.custom} is changed by another step of this plan"
@@ -51,23 +51,27 @@ def _starts(item: grub_menu.Entry, name: str) -> bool:
     return len(commands) == 1 and item.kernel is not None and commands[0].values[-1].rpartition("/")[2] == name
 
 
-def has_entry(work: Work, kernel: str) -> str:
+def _now(work: Work, path: str, pending: Change | None) -> State:
+    return pending.after if pending is not None and pending.path == path else work.tree.state(work.ground.at(path))
+
+
+def has_entry(work: Work, kernel: str, pending: Change | None = None) -> str:
     """The file that holds our entry for a kernel; empty: none does."""
     loader = boot_loaders.recognise(Root(work.ground.anchor))
     if loader.name not in LOADERS:
         return ""
-    now = work.tree.state(work.ground.at(loader.custom))
+    now = _now(work, loader.custom, pending)
     try:
         return loader.custom if now.kind == "file" and entry_id(kernel) in custom_menu.parse(now.data) else ""
     except FormatError:
         return ""
 
 
-def without(work: Work, kernel: str) -> Change | None:
+def without(work: Work, kernel: str, pending: Change | None = None) -> Change | None:
     """The change that takes the entry out of a menu that others have changed since; None: it is not there."""
-    path = has_entry(work, kernel)
+    path = has_entry(work, kernel, pending)
     if not path:
         return None
-    now = work.tree.state(work.ground.at(path))
+    now = _now(work, path, pending)
     data = custom_menu.without_entry(now.data, entry_id(kernel))
     return Change(path, ABSENT if data is None else State("file", now.mode, now.uid, now.gid, data, "", now.attributes))

@@ -35,7 +35,8 @@ _NUMBERS: Final = {
     "ullong": (0, 2**64 - 1), "bint": (0, 1),
 }  # fmt: skip
 _TRUTH: Final = {"bool": "01yYnN", "invbool": "01yYnN", "bint": "01yYnN"}
-_VALUE: Final = re.compile(r"(?<![\w.-])(-?\d+)\s*(?:[=:]\s*|\s(?=auto))([^,;()=]*)")
+_TRUTH_NUMBERS: Final = {"y": "1", "Y": "1", "n": "0", "N": "0"}
+_VALUE: Final = re.compile(r"(?<![\w.-])(-?\d{1,19})(?!\d)\s*(?:[=:]\s*|\s(?=auto))([^,;()=]*)")
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def check(module: Module, name: str, value: str) -> None:
     if not fits(parameter, value):
         raise RefusedError(f"{what} is not of the type that the parameter has. {own}", danger)
     allowed = described(parameter)
-    if allowed and int(value, 10) not in allowed:
+    if allowed and int(_TRUTH_NUMBERS.get(value, value), 10) not in allowed:
         raise RefusedError(f"{what} is not among the values that the kernel describes ({_listed(allowed)}). {own}", danger)
 
 

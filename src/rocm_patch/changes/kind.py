@@ -77,6 +77,20 @@ class Work:
     """Closed when the transaction has come to its end, one way or the other: for what shall not outlive it."""
     back: bool = False
     """True in a rollback: the before-states are in place again, and what was generated from ours is made anew."""
+    recorded: Callable[[str], Sequence[tuple[bytes, bytes]]] = field(default=lambda _: (), compare=False)
+    """In a rollback: what each of these transactions found in a file, and what it left there."""
+
+
+class Unfinished(str):
+    """A line of `verify` in a rollback: what still holds our change, and what is to be done there."""
+
+    __slots__ = ()
+
+
+class Unseen(Unfinished):
+    """The same of what may hold our change and cannot be looked into. No record is kept for it: it would be so for ever."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,7 @@ class Held:
 Prepare = Callable[[Sequence[Step], Change, Work], None]
 Release = Callable[[Sequence[Step], Look], None]
 Confirm = Callable[[Sequence[Step], Look], tuple[Step, ...]]
+Hold = Callable[[Sequence[str], Work], None]
 InForce = Callable[[Sequence[Step], Look], tuple[Held, ...]]
 
 
@@ -112,7 +127,8 @@ class Kind:
     activate: make the new files count, after they are in place. Returns files that the system's own tools generate from
         them (an initramfs, a boot menu), made aside and not yet in place: the engine journals them and puts them there last.
         In a rollback it is asked again if somebody has generated such a file since; with `asked_back` in every rollback.
-    verify: lines that say what was seen to hold; RocmPatchError if it does not. With `asked_back` after a rollback as well.
+    verify: lines that say what was seen to hold; RocmPatchError if it does not. With `asked_back` after a rollback as well,
+        where a line about what still holds our change is an `Unfinished`: its transaction then stays on record.
     asked_back: others may have put our change into files of theirs that no record knows (the initramfs of a kernel that came
         since), so that a rollback looks whether these have to be made anew.
     in_force: what the running system shows of each value of ours. `steps` are this kind's in force in one scope; empty where
@@ -120,6 +136,8 @@ class Kind:
         user, and only what lies in the root; nothing live (/sys, /proc, this process) unless `look.ground.live`.
     prepare: called just before a path of this kind is changed, with all before it in the order of applying in place and durable;
         RocmPatchError stops the transaction, and everything is taken back.
+    hold: called before a rollback or a recovery changes anything, with every path it may change: takes the locks that others expect
+        to be held meanwhile, into `work.watch`; RocmPatchError stops it, with nothing changed.
     release: whether these steps may be taken back now; RefusedError if somebody uses what would go.
     confirm: for what is on trial, the steps that make it permanent; RefusedError if the trial was not passed.
     """
@@ -134,5 +152,6 @@ class Kind:
     confirm: Confirm | None = None
     prepare: Prepare | None = None
     release: Release | None = None
+    hold: Hold | None = None
     in_force: InForce | None = None
     asked_back: bool = False

@@ -1,7 +1,7 @@
 """Entries of the Boot Loader Specification as GRUB's blscfg starts them: one small file a kernel in /boot/loader/entries.
 
 The file is turned into the menu entry that GRUB makes of it (paths are relative to the device in $root, where /boot lies),
-so that a copy with other words can stand in custom.cfg. No such file is ever written by us: grubby and kernel-install keep them.
+so that a copy with other words can stand in custom.cfg. The files themselves are looked after in `entry_files`.
 """
 
 from __future__ import annotations

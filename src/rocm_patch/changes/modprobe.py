@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rocm_patch.changes import image_owners, initramfs, kernel_parameters, modprobe_config
-from rocm_patch.changes.kind import Change, Held, Kind, Look, Tables, Work
+from rocm_patch.changes.kind import Change, Held, Kind, Look, Tables, Unfinished, Unseen, Work
 from rocm_patch.changes.modprobe_config import Option
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Known, Step, Unknown
@@ -179,7 +179,7 @@ def verify(_steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tu
         RocmPatchError: modprobe complains about our file, or does not see what is in it.
     """
     if work.back:
-        return tuple(initramfs.told(work, PATH, image) for image in _images(work) if image.driver or image.of_booster)
+        return tuple(_told_back(image, work) for image in _images(work) if image.driver or image.of_booster or image.unread)
     root = Root(work.ground.anchor)
     options = parse(work.tree.state(work.ground.at(PATH)).data)
     others = modprobe_config.read(root, MODULE)
@@ -196,6 +196,13 @@ def verify(_steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tu
     ]
     said += [line for image in images if (line := initramfs.told_of_copy(work, image))]
     return tuple(said)
+
+
+def _told_back(image: initramfs.Image, work: Work) -> str:
+    line, now = initramfs.told(work, PATH, image), work.tree.state(work.ground.at(PATH))
+    if image.unread:
+        return Unseen(line)
+    return Unfinished(line) if initramfs.stale(image, now.data if now.kind == "file" else None) else line
 
 
 def _ask_modprobe(root: Root, options: Mapping[str, Wanted]) -> str:

@@ -20,8 +20,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from rocm_patch.changes import system_tools
 from rocm_patch.changes.group_file import GROUP, GSHADOW, has_user, members, with_member, without_member
-from rocm_patch.changes.kind import Change, Held, Kind, Look, Tables, Work
+from rocm_patch.changes.kind import Change, Held, Kind, Look, Tables, Unfinished, Work
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Step
 from rocm_patch.root import State
@@ -176,7 +177,8 @@ def reads_as_ours(now: State) -> bool:
 def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[Change, ...]:
     """The group files with our word in them; udev is asked to look at the nodes again.
 
-    In a rollback `changes` are the group files that others changed since: those lose our word and nothing else.
+    In a rollback `changes` are the group files that others changed since: those lose our word and nothing else. Who was a
+    member before us stays one: a plan may name such a user beside one who joins.
 
     Raises:
         RefusedError: another program is changing users and groups.
@@ -185,21 +187,42 @@ def activate(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tu
     named = [(_one(step, "user"), _one(step, "group")) for step in steps if "user" in step.parameters]
     stale = {change.path for change in changes} if work.back else set()
     joined = () if work.back else parse(_data(PATH, work)).joined
-    if named:
+    if named and not work.back:  # on the way back `hold` has it: the lock is this process's, and closing it twice would let go of it
         work.watch.enter_context(_locked(work))
     for path in (GROUP, GSHADOW) if named else ():
         now = work.tree.state(work.ground.at(path))
         data = now.data
-        for user, group in named:
-            if path in stale:
+        with contextlib.suppress(FormatError) if work.back else contextlib.nullcontext():  # `verify` says what stayed
+            for user, group in _joined_in(path, named, work) if path in stale else ():
                 data = without_member(data, group, user)
-            elif (user, group) in joined:  # not who was a member before us
+        for user, group in named:
+            if (user, group) in joined:  # not who was a member before us
                 data = with_member(data, group, user)
         if data != now.data:
             found.append(Change(path, replace(now, data=data)))
     if len(named) < len(steps):
         _trigger(work)
     return tuple(found)
+
+
+def hold(paths: Sequence[str], work: Work) -> None:
+    """A rollback or a recovery that may write the group files holds what passwd and its kin hold, from before it reads them.
+
+    Raises:
+        RefusedError: another program is changing users and groups.
+    """
+    if {GROUP, GSHADOW} & set(paths):
+        work.watch.enter_context(_locked(work))
+
+
+def _joined_in(path: str, named: Sequence[tuple[str, str]], work: Work) -> list[tuple[str, str]]:
+    """Who of these stands in a group file by what is taken back: not there when we came, there when we went."""
+    texts = work.recorded(path)
+    return [
+        (user, group)
+        for user, group in dict.fromkeys(named)
+        if any(user not in (members(old, group) or ()) and user in (members(new, group) or ()) for old, new in texts)
+    ]
 
 
 def _data(path: str, work: Work) -> bytes:
@@ -240,14 +263,27 @@ def _trigger(work: Work) -> None:
             work.say(f"udevadm {words[0]} ended with {ended.code}; the rule counts after a restart")
 
 
-def verify(_steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[str, ...]:
+def _stayed(steps: Sequence[Step], work: Work) -> Iterator[Unfinished]:
+    """Our memberships that are there after a rollback: in a file that cannot be read, or put there again in this moment."""
+    named = [(_one(step, "user"), _one(step, "group")) for step in steps if "user" in step.parameters]
+    for path in (GROUP, GSHADOW):
+        for user, group in _joined_in(path, named, work):
+            by_hand = f"To be done there: {system_tools.words_for(work.ground, f'gpasswd -d {user} {group}')}"
+            try:
+                if user in (members(_data(path, work), group) or ()):
+                    yield Unfinished(f"{path} still lists {user} in {group}. {by_hand}")
+            except FormatError as error:
+                yield Unfinished(f"{path} cannot be read, so {user} may still be in {group}: {error.what}. {by_hand}")
+
+
+def verify(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tuple[str, ...]:
     """Read the rule and the member lists back; udev's own judge is asked where it knows how.
 
     Raises:
         RocmPatchError: it does not hold.
     """
     if work.back:
-        return ()
+        return tuple(_stayed(steps, work))
     said = []
     for change in changes:
         if _data(change.path, work) != change.after.data:
@@ -322,4 +358,4 @@ def _node(group: str, look: Look) -> Held:
     return Held("/dev/kfd", wanted, found, "/dev/kfd", found == wanted, "" if found == wanted else "restart the machine, or: sudo udevadm trigger")
 
 
-KIND: Final = Kind("permissions", ("system",), "login", validate, render, activate, verify, in_force=in_force, asked_back=True)
+KIND: Final = Kind("permissions", ("system",), "login", validate, render, activate, verify, in_force=in_force, asked_back=True, hold=hold)

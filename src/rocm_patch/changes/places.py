@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -134,6 +135,46 @@ class Locations:
         inside = os.path.relpath(state, anchor)
         state_path = NAME if inside == "." else f"{inside}/{NAME}"
         return Ground("user", anchor, home, state_path, True, config, f"{data}/{NAME}", self.observe)
+
+
+@contextlib.contextmanager
+def as_owner(ground: Ground) -> Iterator[None]:
+    """Work in the home of another root as the user that it belongs to; elsewhere, and for anybody but root, nothing changes.
+
+    As root we left folders there that the user could not write any longer, ~/.config among them. And a journal that lies in a
+    user's home can say what it likes: the kernel sees to it that what is done by it is what that user could do.
+
+    Raises:
+        RefusedError: the user cannot reach the home from here.
+    """
+    if ground.scope != "user" or ground.live or os.geteuid() != 0:
+        yield
+        return
+    try:
+        with ground.tree().opened(ground.base) as descriptor:
+            home: os.stat_result | None = os.fstat(descriptor)
+    except FileNotFoundError:
+        home = None  # it belongs to nobody yet
+    if home is None or home.st_uid == 0:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    try:
+        try:
+            os.setgroups([home.st_gid])
+            os.setegid(home.st_gid)
+            os.seteuid(home.st_uid)
+            os.stat(f"{ground.host(ground.base)}/.")
+        except OSError as error:
+            raise RefusedError(
+                f"{ground.base} belongs to user {home.st_uid}, who cannot reach it below {ground.anchor}: {error.strerror}",
+                "run this as that user on the booted system, or mount it where everybody may look",
+            ) from error
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
 def _home() -> str:

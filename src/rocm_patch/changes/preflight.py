@@ -7,13 +7,12 @@ nothing changed; LD_BIND_NOW finds what would otherwise be missed until somebody
 from __future__ import annotations
 
 import os
-import stat
-import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from rocm_patch.changes import system_tools
 from rocm_patch.changes.places import Ground
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.root import Root
@@ -175,6 +174,8 @@ def _enter(ground: Ground) -> tuple[str, ...]:
     chroot = next((path for path in _CHROOT if os.access(path, os.X_OK)), "")
     if not chroot:
         raise RefusedError(f"there is no chroot, so the programs below {ground.anchor} cannot be tried, and without that no entry is written")
+    if found := system_tools.weak(ground, ()):
+        raise RefusedError(f"{found}, and root does not run what others could have changed; without trying the programs no entry is written")
     return (chroot, ground.anchor)
 
 
@@ -205,34 +206,11 @@ def _may_run(ground: Ground, path: str) -> bool:
 
 
 def weak_folder(ground: Ground, path: str) -> str:
-    """The first folder above a path in the root that others than its owner, root or we, can write; empty: none."""
-    parts = [part for part in os.path.dirname(path).split("/") if part]
-    for depth in range(len(parts) + 1):
-        folder = "/" + "/".join(parts[:depth])
-        status = os.lstat(_host(ground, folder))
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return folder
-    return ""
+    """The first folder or link on the way down to a path that others than root and we could change; empty: none."""
+    return system_tools.weak_way(ground, os.path.dirname(path), (0, os.geteuid()))
 
 
 def _header(path: str) -> tuple[bool, str]:
     """Whether a file is an ELF program of this byte order, and the loader that it asks for."""
     with open(path, "rb") as file:
-        data = file.read(1 << 16)
-    if data[:4] != b"\x7fELF" or data[5:6] != b"\x01":
-        return False, ""
-    try:
-        if data[4] == 2:
-            (table,), (size, count) = struct.unpack_from("<Q", data, 32), struct.unpack_from("<HH", data, 54)
-        else:
-            (table,), (size, count) = struct.unpack_from("<I", data, 28), struct.unpack_from("<HH", data, 42)
-        for number in range(min(count, 128)):
-            at = table + number * size
-            if struct.unpack_from("<I", data, at)[0] == 3:  # PT_INTERP
-                place, length = (struct.unpack_from("<Q", data, at + 8)[0], struct.unpack_from("<Q", data, at + 32)[0]) if data[4] == 2 else (
-                    struct.unpack_from("<I", data, at + 4)[0], struct.unpack_from("<I", data, at + 16)[0]
-                )  # fmt: skip
-                return True, data[place : place + length].rstrip(b"\0").decode("ascii", "replace")
-    except struct.error:
-        return False, ""
-    return True, ""
+        return system_tools.elf_loader(file.read(1 << 16))

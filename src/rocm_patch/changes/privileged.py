@@ -23,13 +23,14 @@ NAME: Final = "rocm-patch-root.pyz"
 MODULES: Final = (
     "__init__.py", "errors.py", "model.py", "codec.py", "root.py", "run.py", "apply.py", "knowledge/__init__.py", "changes/__init__.py",
     "changes/autoload.py", "changes/autoload_parts.py", "changes/boot_loaders.py", "changes/cmdline.py", "changes/cmdline_trial.py",
-    "changes/confirming.py", "changes/custom_menu.py", "changes/elevate.py", "changes/engine.py", "changes/environment.py",
+    "changes/cmdline_words.py", "changes/confirming.py",
+    "changes/custom_menu.py", "changes/elevate.py", "changes/engine.py", "changes/environment.py",
     "changes/environment_check.py", "changes/environment_places.py", "changes/environment_text.py", "changes/executable_stack.py",
     "changes/group_file.py", "changes/grown.py", "changes/grub_compare.py", "changes/grub_drop_in.py", "changes/grub_environment.py",
     "changes/grub_generate.py", "changes/grub_menu.py", "changes/guard.py", "changes/image_owners.py", "changes/initramfs.py",
     "changes/initramfs_entry.py", "changes/journal.py", "changes/kernel_parameters.py", "changes/kind.py", "changes/loader_entries.py",
     "changes/modprobe.py", "changes/modprobe_config.py", "changes/permissions.py", "changes/places.py", "changes/prefix.py",
-    "changes/file_owners.py", "changes/neutralise.py",
+    "changes/entry_files.py", "changes/install_plugin.py", "changes/systemd_boot_trial.py", "changes/file_owners.py", "changes/neutralise.py",
     "changes/prefix_manifest.py", "changes/preflight.py", "changes/preload.py", "changes/privileged.py", "changes/record.py",
     "changes/system_tools.py", "changes/transaction.py", "changes/undo.py", "changes/unpack.py", "changes/venv.py", "changes/versions.py",
 )  # fmt: skip

@@ -6,6 +6,7 @@ have left it belongs to somebody else: it is reported and left.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 from collections.abc import Callable, Mapping, Sequence
@@ -161,10 +162,10 @@ class Transaction:
                 self.journal.sweep()
         except OSError as second:
             raise RocmPatchError(
-                f"{_words(error)}; and taking it back failed as well: {_words(second)}", "run 'rocm-patch recover' when the disk works again"
+                f"{words_of(error)}; and taking it back failed as well: {words_of(second)}", "run 'rocm-patch recover' when the disk works again"
             ) from error
         if committed and isinstance(error, OSError):
-            raise RocmPatchError(f"it was done, but the disk did not confirm it: {_words(error)}", "run 'rocm-patch status'") from error
+            raise RocmPatchError(f"it was done, but the disk did not confirm it: {words_of(error)}", "run 'rocm-patch status'") from error
 
 
 def mend(now: State, entries: Sequence[Entry]) -> State | None:
@@ -182,6 +183,8 @@ def mend(now: State, entries: Sequence[Entry]) -> State | None:
 
 Again = Callable[[Record, Sequence[str]], Sequence[tuple[str, State]]]
 """Asks the kinds of a transaction that was taken back what has to be generated once more; gets the generated files that others changed."""
+Hold = Callable[[Record], contextlib.AbstractContextManager[object]]
+"""Takes what others expect to be held while a transaction is taken back."""
 
 
 def close(journal: Journal, opened: Record, again: Again | None = None) -> list[str]:
@@ -205,13 +208,16 @@ def close(journal: Journal, opened: Record, again: Again | None = None) -> list[
     return left
 
 
-def recover(journal: Journal, again: Again | None = None) -> Receipt | None:
+def recover(journal: Journal, again: Again | None = None, hold: Hold = contextlib.nullcontext) -> Receipt | None:
     """Finish what a kill or a power cut left. None: there was nothing; no writing call is made then."""
     journal.bury()
     if not journal.exists:
         return None
     opened = journal.open_record()
-    left = close(journal, opened, again) if opened is not None else []
+    left = list[str]()
+    if opened is not None:
+        with hold(opened):
+            left = close(journal, opened, again)
     if journal.has_garbage():
         journal.sweep()
     if opened is None:
@@ -309,7 +315,8 @@ def _same(one: Shape, other: Shape) -> bool:
     return one == other
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
+    """What went wrong, in one line."""
     if isinstance(error, RocmPatchError):
         return error.what
     if isinstance(error, OSError):
@@ -317,4 +324,4 @@ def _words(error: BaseException) -> str:
     return type(error).__name__
 
 
-__all__ = ["GONE", "Transaction", "Undoing", "close", "compose", "recover"]
+__all__ = ["GONE", "Transaction", "Undoing", "close", "compose", "recover", "words_of"]

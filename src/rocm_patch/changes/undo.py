@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 
 from rocm_patch.changes import grown
+from rocm_patch.changes.group_file import GROUP, GSHADOW, members
 from rocm_patch.changes.journal import MADE, PLAN, RECEIPT, UNDO
 from rocm_patch.changes.places import Ground
 from rocm_patch.changes.record import Entry, Record, Shape
@@ -26,7 +27,7 @@ left=0
 
 say() {{ printf '%s\\n' "$1" >&2; }}
 leave() {{ say "left: $1 (changed by somebody else)"; left=1; }}
-stale() {{ say "left: $1 (generated again since; make it anew: update-initramfs -u, update-grub or what your system has for it)"; left=1; }}
+stale() {{ say "left: $1 (generated again since; $2)"; left=1; }}
 sum() {{ set -- $(sha256sum <"$1"); printf '%s' "$1"; }}
 mend() {{
   # path, line: somebody changed the rest of this file since, so our line goes alone (a last line without an end gets one)
@@ -85,6 +86,7 @@ def script(record: Record, ground: Ground, made: list[str], contents: Mapping[st
     lines = [_HEAD.format(marker=grown.MARKER, transaction=record.transaction, anchor=shlex.quote(ground.anchor), copies=_quote(folder))]
     for folder in sorted({parent_of(ground.at(entry.path)) for entry in record.entries}):
         lines += [f'  sweep "$root"/{_quote(folder)}']
+    leave = 'leave "$p"'
     for entry in reversed(record.entries):
         path = f"$root/{_quote(ground.at(entry.path))}"
         lines += [f"  p={path}"]
@@ -97,7 +99,7 @@ def script(record: Record, ground: Ground, made: list[str], contents: Mapping[st
                 f"  if {_is(entry.after)}; then {_put(entry.before)}",
                 f"  elif {_is(entry.before)}; then :",
                 *([f'  elif has "$p" {shlex.quote(entry.line)}; then mend "$p" {shlex.quote(entry.line)}'] if entry.line else []),
-                f'  else {"stale" if entry.generated else "leave"} "$p"; fi',
+                f"  else {_stale(entry, record, contents) if entry.generated else leave}; fi",
             ]
     files = " ".join(f'"$copies"/{name}' for name in [*sorted({*contents, *_sums_names(contents, record)}), RECEIPT, UNDO])
     state = f'"$root"/{_quote(ground.state)}'
@@ -111,6 +113,16 @@ def script(record: Record, ground: Ground, made: list[str], contents: Mapping[st
     return "\n".join(line.rstrip("\n") for line in lines).encode() + b"\n"
 
 
+def _stale(entry: Entry, record: Record, contents: Mapping[str, bytes]) -> str:
+    """Say how to take our change out of a file that others generated since."""
+    if entry.path not in (GROUP, GSHADOW):
+        return 'stale "$p" "make it anew: update-initramfs -u, update-grub or what your system has for it"'
+    named = [(*step.parameters["user"], *step.parameters.get("group", ("render",))) for step in record.steps if "user" in step.parameters]
+    before = contents.get(entry.before.sha256, b"")
+    joined = [f"gpasswd -d {user} {group}" for user, group in dict.fromkeys(named) if user not in (members(before, group) or ())]
+    return f'stale "$p" {shlex.quote("if our member is still in it: " + "; ".join(joined))}'
+
+
 def _grown(entry: Entry, transaction: str, contents: Mapping[str, bytes], finished: bool) -> list[str]:
     ours = f'[ ! -L "$p" ] && [ -d "$p" ] && [ "$(cat "$p/{grown.MARKER}" 2>&-)" = {transaction} ]'
     check = ":"
@@ -122,7 +134,7 @@ def _grown(entry: Entry, transaction: str, contents: Mapping[str, bytes], finish
         check = f'(cd "$p" && {count % ("f", files)} && {count % ("l", links)} && {sums})'
     return [
         '  if is_absent "$p"; then :',
-        f"  elif {ours} && {check}; then rm -rf \"$p\"",
+        f'  elif {ours} && {check}; then rm -rf "$p"',
         '  else leave "$p"; fi',
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,13 +111,13 @@ def split(steps: tuple[Step, ...], root: str) -> tuple[tuple[Step, ...], tuple[S
     return tuple(step for step in steps if step not in elsewhere), elsewhere
 
 
-def plan_of(steps: tuple[Step, ...], where: Locations) -> tuple[Plan, list[tuple[str, str]]]:
+def plan_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> tuple[Plan, list[tuple[str, str]]]:
     """The plan, with the digests of what is there now, and its changes as (path, diff)."""
     from rocm_patch import changes
     from rocm_patch.report import diffs
 
     before = changes.facts(steps, where)
-    shown = [(path, diffs.unified(path, old, new)) for path, old, new in changes.preview(steps, where)]
+    shown = [(path, diffs.unified(path, old, new, context)) for path, old, new in changes.preview(steps, where)]
     return Plan(SCHEMA, steps, before), shown
 
 
@@ -161,7 +162,7 @@ def finish(receipts: tuple[Receipt, ...], where: Locations, as_json: bool) -> in
         words.receipts(receipts, out, where.root)
         for command in (line for item in receipts for line in how_to_remove(item, where.root)):
             out.print(f"  to remove it all the same: {command}", soft_wrap=True)
-    if any(item.left for item in receipts):
+    if any(item.left or item.unfinished for item in receipts):
         return EXIT_REFUSED
     # Under another root nobody is logged in and nothing runs: there is nothing to restart.
     return EXIT_NEEDS_RESTART if where.live and any(item.needs for item in receipts) else EXIT_FINE
@@ -187,11 +188,12 @@ def plan(
     from rocm_patch import codec, planner
     from rocm_patch.report import documents, words
 
+    _check_output(output)
     case = case_of(root, machine, python)
     diagnosis = diagnosis_of(case)
     wanted = steps_of(case, diagnosis, root, remedies=remedy, values=values, index=index_url, python=venv_python, untested=untested)
     steps, elsewhere = split(wanted, root)
-    made, shown = plan_of(steps, locations_of(root))
+    made, shown = plan_of(steps, locations_of(root), context=0 if as_json else 3)
     by_hand = _by_hand(case, diagnosis)
     notes = planner.notes(case, wanted)
     for note in notes:
@@ -220,6 +222,15 @@ def plan(
         with open(output, "w", encoding="utf-8") as stream:
             stream.write(codec.dumps(made))
         sys.stderr.write(f"written: {output}; carry it out with: rocm-patch apply{' --root ' + root if root != '/' else ''} {output}\n")
+
+
+def _check_output(path: str) -> None:
+    """Before anything is looked at: the search takes a while, and its answer would be lost."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if path and not os.path.isdir(folder):
+        raise UsageError(f"-o {path}: there is no folder {folder}", f"make it first: mkdir -p {shlex.quote(folder)}")
+    if path and os.path.isdir(path):
+        raise UsageError(f"-o {path}: that is a folder", "name a file")
 
 
 def _by_hand(case: Case, diagnosis: Diagnosis) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 from rocm_patch import codec
 from rocm_patch.diagnose.case import Case
 from rocm_patch.model import SCHEMA, Diagnosis, Fact, Known, Receipt, Trials, Unknown
+from rocm_patch.report.diffs import redacted
 
 
 def show(document: Any) -> None:
@@ -95,5 +97,5 @@ def probe(trials: Trials) -> dict[str, Any]:
 
 
 def receipts(items: tuple[Receipt, ...]) -> dict[str, Any]:
-    """What was done."""
-    return {"schema": SCHEMA, "receipts": codec.encode(items)}
+    """What was done. Of files that somebody changed since it says where and how much: a document is kept, and sent to others."""
+    return {"schema": SCHEMA, "receipts": codec.encode(tuple(replace(item, differences=tuple(map(redacted, item.differences))) for item in items))}

@@ -206,6 +206,8 @@ def receipts(items: Iterable[Receipt], out: Console, root: str = "/") -> None:
             _line(Text(f"left alone, somebody changed it since: {path}", style="yellow"), 2, out)
         for text in item.differences:
             diff(text, out)
+        for line in item.unfinished:
+            _line(Text(f"left to do: {line}", style="yellow"), 2, out)
         if item.needs and root == "/":
             words = {"login": "Log out and in again: running programs keep what they have.", "reboot": "Restart the machine."}
             _line(Text(words[item.needs], style="bold"), 2, out)
