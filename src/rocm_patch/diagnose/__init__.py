@@ -53,10 +53,12 @@ def diagnose(
     case = Case(machine, images, trials, knowledge, seen=seen)
     # Two cards of different kinds in one machine need two answers; what is said of both is said once.
     cases = [replace(case, focus=gpu) for gpu in case.workers] if not seen else []
-    findings = list(dict.fromkeys(item for one in cases or [case] for item in _explained([finding for rule in RULES for finding in rule(one)])))
+    findings = [item for one in cases or [case] for item in _explained([finding for rule in RULES for finding in rule(one)])]
     lines = list(symptoms.log(case))
     if seen:
         findings = _shown(findings, lines, seen)
+    else:
+        findings = list(dict.fromkeys(findings))
     # A setting from a recipe never stands before a cause that the stack itself shows; a line that names it is more than a recipe.
     named = {item.cause for item in lines}
     findings.sort(key=lambda item: (_SEVERITIES.index(item.severity), item.cause == "folklore_setting" and item.cause not in named, -item.certainty))

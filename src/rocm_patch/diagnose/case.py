@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rocm_patch.images.coverage import base, forced, loadable
@@ -25,7 +25,9 @@ SOUND = {
     "gfx90c": "9.0.0",
 }
 """The value that people set where a stack has no code for a chip and has it for its nearest kin."""
-_REMEMBERED = 5000
+_REMEMBERED = 20_000
+"""Answers kept for a batch; then it starts anew."""
+_PLACE = re.compile(r"\{(\w+)\}")
 MASKS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
@@ -161,6 +163,15 @@ class Case:
     def override(self, reaches: Iterable[str] = ("login", "session", "process")) -> Override | None:
         """The forced target in force for programs of this user, if there is one."""
         wanted = tuple(reaches)
+        if wanted not in self._overrides:
+            self._overrides[wanted] = self._override(wanted)
+        return self._overrides[wanted]
+
+    @cached_property
+    def _overrides(self) -> dict[tuple[str, ...], Override | None]:
+        return {}
+
+    def _override(self, wanted: tuple[str, ...]) -> Override | None:
         name = self.override_name
         places = tuple(
             setting for setting in self.machine.settings if setting.name == name and setting.in_force and setting.value and setting.reach in wanted
@@ -207,29 +218,38 @@ class Case:
 
     def advise(self, *ids: str, **fields: object) -> tuple[Advice, ...]:
         """The remedies of these ids that succeeded in scope, in the given order, with their words filled in."""
-        advice = []
-        words = {**self.fields(), **{key: str(value) for key, value in fields.items()}}
+        if not ids:
+            return ()
+        context, known = self.bare_context, self.knowledge.remembered
+        words = {**self.fields, **fields} if fields else self.fields
+        advice = list[Advice]()
         for id_ in ids:
-            row = self.knowledge.remedies[id_]
-            sources = self._sources(id_)
-            if not sources:
-                continue
-            text = _worded(f"{row.title}. {row.text}".strip(), row.commands, tuple(words.items()))
-            advice.append(Advice(row.remedy, row.id, text, sources))
+            used = known.get(("words of", id_)) or self._used(id_)
+            key = (id_, context.gfx, context.kernel, context.system, *[words.get(name) for name in used])
+            found = known.get(key)
+            if found is None:
+                if len(known) > _REMEMBERED:
+                    known.clear()
+                found = known[key] = self._advice(id_, {name: str(value) for name, value in words.items()})
+            advice.extend(found)
         return tuple(advice)
 
-    def _sources(self, id_: str) -> tuple[str, ...]:
-        """Where a remedy is said to work on this card and system; empty if it is not recommended there."""
-        context = self.bare_context
-        key = (id_, context.gfx, context.kernel, context.system)
-        if key not in self.knowledge.remembered:
-            if len(self.knowledge.remembered) > _REMEMBERED:
-                self.knowledge.remembered.clear()
-            evidence = in_scope(self.knowledge.evidence_by_remedy.get(id_, ()), id_, context)
-            self.knowledge.remembered[key] = tuple(dict.fromkeys(item.source for item in evidence)) if recommended(evidence) else ()
-        return self.knowledge.remembered[key]
+    def _used(self, id_: str) -> tuple[str, ...]:
+        """The words that a remedy's text has places for; only they make its text another one. Never empty."""
+        row = self.knowledge.remedies[id_]
+        used = tuple(dict.fromkeys(("gfx", *_PLACE.findall(" ".join((row.title, row.text, *row.commands))))))
+        self.knowledge.remembered["words of", id_] = used
+        return used
 
-    def words(self) -> dict[str, str]:
+    def _advice(self, id_: str, words: Mapping[str, str]) -> tuple[Advice, ...]:
+        """A remedy in words, and where it is said to work on this card and system; none if it is not recommended there."""
+        row = self.knowledge.remedies[id_]
+        evidence = in_scope(self.knowledge.evidence_by_remedy.get(id_, ()), id_, self.bare_context)
+        sources = tuple(dict.fromkeys(item.source for item in evidence)) if recommended(evidence) else ()
+        return (Advice(row.remedy, row.id, _worded(f"{row.title}. {row.text}".strip(), row.commands, words), sources),) if sources else ()
+
+    @cached_property
+    def words(self) -> Mapping[str, str]:
         """What is in force here, for the words of remedies that a log calls for."""
         found = self.override()
         torch = self.machine.torches[0] if self.machine.torches else None
@@ -250,7 +270,8 @@ class Case:
             "group": "render",
         }
 
-    def fields(self) -> dict[str, str]:
+    @cached_property
+    def fields(self) -> Mapping[str, str]:
         """Words that any remedy's text may use."""
         wheel = self.wheel
         words = {"gfx": self.subject_gfx or "gfxNNNN", "family": "gfx1030" if self.gfx.startswith("gfx103") else "gfx1010"}
@@ -316,16 +337,14 @@ def _text(fact: Known[str] | Known[str | None] | Unknown) -> str | None:
 
 def _pasteable(command: str, words: Mapping[str, str]) -> bool:
     """False where a word that goes into a command came from a hostile or odd file: it is told, not offered to a shell."""
-    used = {name for name in re.findall(r"\{(\w+)\}", command) if name != "packages"}
+    used = {name for name in _PLACE.findall(command) if name != "packages"}
     return all(re.fullmatch(r"[A-Za-z0-9_./:,+=@%-]*", words.get(name, "")) for name in used)
 
 
-@lru_cache(maxsize=4096)
-def _worded(text: str, commands: tuple[str, ...], items: tuple[tuple[str, str], ...]) -> str:
-    words = dict(items)
+def _worded(text: str, commands: Iterable[str], words: Mapping[str, str]) -> str:
     return _fill("\n".join((text, *(f"$ {command}" for command in commands if _pasteable(command, words)))), words)
 
 
 def _fill(text: str, words: Mapping[str, str]) -> str:
     # Not str.format: a command may hold braces of its own.
-    return re.sub(r"\{(\w+)\}", lambda match: words.get(match.group(1), match.group()), text)
+    return _PLACE.sub(lambda match: words.get(match.group(1), match.group()), text)

@@ -15,9 +15,16 @@ _BUNDLED: Final = re.compile(r"(?i)ollama|lm.?studio|kobold|gpt4all|llama|lemona
 _CUDA_ENGINE: Final = re.compile(r"(?i)whisper(?!.?cpp)|ctranslate|xformers|deepspeed|\bapex\b|paddle|detectron|mmcv")
 _TARGET: Final = re.compile(r"\bgfx[0-9a-f]{3,4}\b")
 _LIBRARY: Final = re.compile(r"\b(lib(?:LLVM|amdhip64|hsa-runtime64|amd_comgr|rocblas|MIOpen|hipblaslt))\.so\.(\d+)")
-_PRINTED: Final = re.compile(
-    r"(?i)[^\w\s,.:'!?()%/>+-]|^\S+: |:\S|\w(?:error|warning|exception|info|failed): |\bwarn"
-    r"|__|\.(?:cpp|py|cc|so|dll)\b|0x[0-9a-f]|\d\d:\d\d|\btotal\b"
+_PRINTED: Final = (
+    # a word that each match contains, and an expression over the line in lower case; the cheap and frequent ones first
+    ("", re.compile(r"[^\w\s,.:'!?()%/>+-]")),
+    (":", re.compile(r":\S")),
+    ("__", re.compile("__")),
+    (": ", re.compile(r"^\S+: |\w(?:error|warning|exception|info|failed): ")),
+    ("warn", re.compile(r"\bwarn")),
+    (".", re.compile(r"\.(?:cpp|py|cc|so|dll)\b")),
+    ("0x", re.compile(r"0x[0-9a-f]")),
+    ("total", re.compile(r"\btotal\b")),
 )
 """What stands in lines that programs print, and hardly in what people write; brackets and quotes among them."""
 _WORDS: Final = 4
@@ -116,6 +123,13 @@ def _lines(case: Case) -> list[str]:
     libraries = {(name, int(version)) for line in lines if ".so." in line for name, version in _LIBRARY.findall(line)}
     if len(libraries) > len({name for name, _ in libraries}):
         signs.append("two-versions")
-    if len(lines) <= _WORDS and not any(_PRINTED.search(line) for line in lines):
+    if len(lines) <= _WORDS and not any(_printed(line.lower()) for line in lines):
         signs.append("prose")
     return signs
+
+
+def _printed(low: str) -> bool:
+    for word, regex in _PRINTED:  # noqa: SIM110  # a generator costs more than most of the questions
+        if word in low and regex.search(low):
+            return True
+    return False

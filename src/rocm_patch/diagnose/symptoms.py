@@ -34,6 +34,16 @@ class Seen:
         return frozenset(pattern.row.id for pattern, _ in self.hits)
 
     @cached_property
+    def _quoted(self) -> dict[int, str]:
+        return {}
+
+    def quoted(self, index: int) -> str:
+        """A line as an answer quotes it. Several signatures quote the same."""
+        if index not in self._quoted:
+            self._quoted[index] = f"line {self.log.numbers[index]}: {text.quoted(self.log.lines[index])}"
+        return self._quoted[index]
+
+    @cached_property
     def fault(self) -> bool:
         """True if a line, other than a harmless one, says that something went wrong."""
         possible = self.ids | SIGNS.keys()
@@ -62,12 +72,12 @@ def log(case: Case) -> Iterator[Finding]:
     """A finding for each signature that says something on this machine."""
     if case.seen is None:
         return
-    context, words = context_of(case), case.words()
+    context, words = context_of(case), case.words
     for pattern, indexes in case.seen.hits:
         reading = read(pattern, context)
         if reading is None:
             continue
-        lines = [f"line {case.seen.log.numbers[index]}: {text.quoted(case.seen.log.lines[index])}" for index in indexes[:_SHOWN]]
+        lines = [case.seen.quoted(index) for index in indexes[:_SHOWN]]
         more = [f"and {len(indexes) - _SHOWN} more of the kind"] if len(indexes) > _SHOWN else []
         why = [reading.meaning, *lines, *more]
         if reading.next_command:
