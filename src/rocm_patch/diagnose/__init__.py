@@ -50,15 +50,14 @@ def diagnose(
     `today` is for the age of our tables only; without it nothing is said of it.
     """
     seen = symptoms.look(log, knowledge) if log else None
-    case = Case(machine, images, trials, knowledge, seen=seen)
+    case = _case(machine, images, trials, knowledge, seen)
     # Two cards of different kinds in one machine need two answers; what is said of both is said once.
     cases = [replace(case, focus=gpu) for gpu in case.workers] if not seen else []
-    findings = [item for one in cases or [case] for item in _explained([finding for rule in RULES for finding in rule(one)])]
     lines = list(symptoms.log(case))
     if seen:
-        findings = _shown(findings, lines, seen)
+        findings = _shown(_judged(case), lines, seen)
     else:
-        findings = list(dict.fromkeys(findings))
+        findings = list(dict.fromkeys(item for one in cases or [case] for item in _judged(one)))
     # A setting from a recipe never stands before a cause that the stack itself shows; a line that names it is more than a recipe.
     named = {item.cause for item in lines}
     findings.sort(key=lambda item: (_SEVERITIES.index(item.severity), item.cause == "folklore_setting" and item.cause not in named, -item.certainty))
@@ -68,6 +67,26 @@ def diagnose(
         features=features.judge(case) if not seen else {},
         notes=tuple(_notes(case, today)),
     )
+
+
+def _case(machine: Machine, images: Images, trials: Trials | None, knowledge: Knowledge, seen: symptoms.Seen | None) -> Case:
+    """The case. Where a log before told the same, what was computed of that is taken over."""
+    if seen is None or trials is not None:
+        return Case(machine, images, trials, knowledge, seen=seen)
+    key = ("case", id(machine))
+    first: Case | None = knowledge.remembered.get(key)
+    if first is None or first.machine is not machine or first.images is not images or first.log is None or first.log.told is not seen.log.told:
+        first = Case(machine, images, None, knowledge, seen=replace(seen, log=replace(seen.log, lines=(), numbers=()), hits=()))
+        knowledge.remember(key, first)
+    return first.beside(seen)
+
+
+def _judged(case: Case) -> list[Finding]:
+    """What the rules say of the facts. No rule looks at lines: `symptoms.log` does."""
+    found: list[Finding] | None = case.kept.get("findings")
+    if found is None:
+        found = case.kept["findings"] = _explained([finding for rule in RULES for finding in rule(case)])
+    return found
 
 
 def _notes(case: Case, today: date | None) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from rocm_patch.diagnose.once import once
 from rocm_patch.images.coverage import base, forced, loadable
 from rocm_patch.images.source import STORES
 from rocm_patch.knowledge import Knowledge
@@ -25,8 +25,6 @@ SOUND = {
     "gfx90c": "9.0.0",
 }
 """The value that people set where a stack has no code for a chip and has it for its nearest kin."""
-_REMEMBERED = 20_000
-"""Answers kept for a batch; then it starts anew."""
 _PLACE = re.compile(r"\{(\w+)\}")
 MASKS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
@@ -65,8 +63,16 @@ class Case:
     """The card that the rules are asked about; without it the first dedicated one."""
     seen: Seen | None = None
     """What a log says that a user shows; None: nothing is shown, and the machine alone is judged."""
+    kept: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What rules and signs made of the facts alone, for the next log that tells the same."""
 
-    @cached_property
+    def beside(self, seen: Seen) -> Case:
+        """The same case with other lines of the same facts; what was computed of the facts stays."""
+        twin = object.__new__(Case)
+        vars(twin).update(vars(self), seen=seen)
+        return twin
+
+    @once
     def cards(self) -> tuple[Gpu, ...]:
         """AMD cards that this tool is for, dedicated ones first."""
         return tuple(sorted((gpu for gpu in self.machine.gpus if self._in_scope(gpu)), key=lambda gpu: gpu.integrated))
@@ -75,17 +81,17 @@ class Case:
         row = self.knowledge.gpus.get(gfx_of(gpu) or "")
         return bool(row and row.scope)
 
-    @cached_property
+    @once
     def card(self) -> Gpu | None:
         """The card that work is meant to run on."""
         return self.focus or (self.cards[0] if self.cards else None)
 
-    @cached_property
+    @once
     def workers(self) -> tuple[Gpu, ...]:
         """The cards that work is meant to run on: the dedicated ones, or the integrated one where it is alone."""
         return tuple(gpu for gpu in self.cards if not gpu.integrated) or self.cards[:1]
 
-    @cached_property
+    @once
     def gfx(self) -> str:
         """Its target; empty without one."""
         return (gfx_of(self.card) or "") if self.card else ""
@@ -95,19 +101,19 @@ class Case:
         """The lines that a user shows, if there are any."""
         return self.seen.log if self.seen else None
 
-    @cached_property
+    @once
     def subject_gfx(self) -> str:
         """The target of the card that is spoken of, in scope or not; dedicated ones first. Empty without one."""
         others = sorted(self.machine.gpus, key=lambda gpu: gpu.integrated)
         return self.gfx or next((gfx for gpu in others if (gfx := gfx_of(gpu))), "")
 
-    @cached_property
+    @once
     def generic(self) -> str:
         """The generic target that covers it."""
         row = self.knowledge.gpus.get(self.gfx)
         return row.generic if row else ""
 
-    @cached_property
+    @once
     def environment(self) -> Mapping[str, str]:
         """What a program started now, or at the next login, finds set."""
         values: dict[str, str] = {}
@@ -116,12 +122,12 @@ class Case:
                 values[setting.name] = setting.value
         return values
 
-    @cached_property
+    @once
     def rocm_torches(self) -> tuple[TorchInstall, ...]:
         """The torches that could use an AMD card at all."""
         return tuple(torch for torch in self.machine.torches if isinstance(torch.build, Known) and torch.build.value == "rocm")
 
-    @cached_property
+    @once
     def _coverages(self) -> dict[int, Coverage]:
         return {}
 
@@ -167,7 +173,7 @@ class Case:
             self._overrides[wanted] = self._override(wanted)
         return self._overrides[wanted]
 
-    @cached_property
+    @once
     def _overrides(self) -> dict[tuple[str, ...], Override | None]:
         return {}
 
@@ -183,7 +189,7 @@ class Case:
         ours = next((setting.path for setting in self.machine.settings if setting.ours and setting.name == name and setting.value is None), "")
         return f"Our drop-in {ours} takes it out at the next login; this session still has it: log out and in again." if ours else ""
 
-    @cached_property
+    @once
     def override_name(self) -> str:
         """The variable that counts for this card: the form with its node number beats the general one."""
         node = self.card.kfd_node.value if self.card and isinstance(self.card.kfd_node, Known) else None
@@ -209,7 +215,7 @@ class Case:
             environment=self.environment,
         )
 
-    @cached_property
+    @once
     def bare_context(self) -> Context:
         """The card and the system, without a torch: what evidence is held against."""
         return self.context()
@@ -228,9 +234,7 @@ class Case:
             key = (id_, context.gfx, context.kernel, context.system, *[words.get(name) for name in used])
             found = known.get(key)
             if found is None:
-                if len(known) > _REMEMBERED:
-                    known.clear()
-                found = known[key] = self._advice(id_, {name: str(value) for name, value in words.items()})
+                found = self.knowledge.remember(key, self._advice(id_, {name: str(value) for name, value in words.items()}))
             advice.extend(found)
         return tuple(advice)
 
@@ -238,8 +242,7 @@ class Case:
         """The words that a remedy's text has places for; only they make its text another one. Never empty."""
         row = self.knowledge.remedies[id_]
         used = tuple(dict.fromkeys(("gfx", *_PLACE.findall(" ".join((row.title, row.text, *row.commands))))))
-        self.knowledge.remembered["words of", id_] = used
-        return used
+        return self.knowledge.remember(("words of", id_), used)
 
     def _advice(self, id_: str, words: Mapping[str, str]) -> tuple[Advice, ...]:
         """A remedy in words, and where it is said to work on this card and system; none if it is not recommended there."""
@@ -248,7 +251,7 @@ class Case:
         sources = tuple(dict.fromkeys(item.source for item in evidence)) if recommended(evidence) else ()
         return (Advice(row.remedy, row.id, _worded(f"{row.title}. {row.text}".strip(), row.commands, words), sources),) if sources else ()
 
-    @cached_property
+    @once
     def words(self) -> Mapping[str, str]:
         """What is in force here, for the words of remedies that a log calls for."""
         found = self.override()
@@ -270,7 +273,7 @@ class Case:
             "group": "render",
         }
 
-    @cached_property
+    @once
     def fields(self) -> Mapping[str, str]:
         """Words that any remedy's text may use."""
         wheel = self.wheel
@@ -281,8 +284,8 @@ class Case:
             words["packages"] = " ".join(f'"{package.format(gfx=self.gfx)}"' for package in wheel.packages)
         return words
 
-    @cached_property
-    def wheel(self):  # type: ignore[no-untyped-def]  # WheelRow | None; mypy does not see through cached_property here
+    @once
+    def wheel(self):  # type: ignore[no-untyped-def]  # WheelRow | None; mypy does not see through it here
         """The newest line of wheels that has this card's target."""
         return next((row for row in self.knowledge.wheels if self.gfx in row.gfx), None)
 

@@ -34,7 +34,10 @@ _LINES: Final = 200
 
 def derive(case: Case) -> frozenset[str]:
     """The signs of a machine; what is not known gives none."""
-    return frozenset((*_cards(case), *_masks(case), *_override(case), *_torch(case), *_place(case), *_lines(case)))
+    facts: frozenset[str] | None = case.kept.get("signs")
+    if facts is None:
+        facts = case.kept["signs"] = frozenset((*_cards(case), *_masks(case), *_override(case), *_torch(case), *_place(case)))
+    return facts.union(_lines(case))
 
 
 def _cards(case: Case) -> list[str]:
@@ -100,11 +103,6 @@ def _place(case: Case) -> list[str]:
         signs.append("containered")
     if isinstance(platform.groups, Known) and platform.groups.value and not {"render", "video", "root"} & set(platform.groups.value):
         signs.append("no-group")
-    if isinstance(platform.kernel, Known) and case.log:
-        series = re.match(r"\d+\.\d+", platform.kernel.value)
-        named = [line for line in case.log.lines[:_LINES] if series.group() in line] if series else []
-        if series and any(re.search(rf"(?<![\d.]){re.escape(series.group())}(?!\d)", line) for line in named):
-            signs.append("kernel-named")
     if isinstance(platform.distribution, Known) and platform.distribution.value:
         signs.append(f"on-{platform.distribution.value.lower()}")
     return signs
@@ -115,6 +113,11 @@ def _lines(case: Case) -> list[str]:
     if not case.log:
         return []
     lines, signs = case.log.lines[:_LINES], list[str]()
+    kernel = case.machine.platform.kernel
+    if isinstance(kernel, Known) and (series := re.match(r"\d+\.\d+", kernel.value)):
+        close = [line for line in lines if series.group() in line]
+        if close and any(re.search(rf"(?<![\d.]){re.escape(series.group())}(?!\d)", line) for line in close):
+            signs.append("kernel-named")
     told = {gfx_of(gpu) for gpu in case.machine.gpus}
     if told and not any(gpu.integrated for gpu in case.machine.gpus):
         named = {target for line in lines if "gfx" in line for target in _TARGET.findall(line)} - told
