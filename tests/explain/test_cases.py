@@ -47,6 +47,24 @@ def test_what_is_healthy_or_harmless_stays_quiet(case):
     assert judge(case)[2]
 
 
+QUIET_WORDS = [json.loads(line) for line in (Path(__file__).parent / "quiet.jsonl").read_text().splitlines()]
+
+
+def problems(case):
+    return [item.cause for item in explain(case["log"], picture.given(case["given"]), TABLES).diagnosis.findings if item.severity == "problem"]
+
+
+@pytest.mark.parametrize("case", [case for case in QUIET_WORDS if case["part"] == "tuning"], ids=lambda case: case["id"])
+def test_questions_news_figures_and_thanks_stay_quiet(case):
+    assert problems(case) == []
+
+
+def test_such_words_that_no_rule_was_made_for_stay_quiet_mostly():
+    rest = [case for case in QUIET_WORDS if case["part"] == "held out"]
+    assert len(rest) >= 16
+    assert sum(bool(problems(case)) for case in rest) <= 1
+
+
 def test_the_cases_are_whole():
     assert len(CASES) >= 400
     assert len({case["id"] for case in CASES}) == len(CASES)

@@ -53,9 +53,11 @@ def diagnose(
     case = _case(machine, images, trials, knowledge, seen)
     # Two cards of different kinds in one machine need two answers; what is said of both is said once.
     cases = [replace(case, focus=gpu) for gpu in case.workers] if not seen else []
-    lines = list(symptoms.log(case))
+    lines = list[Finding]()
     if seen:
-        findings = _shown(_judged(case), lines, seen)
+        context = symptoms.context_of(case)
+        lines = list(symptoms.log(case, context))
+        findings = _shown(_judged(case), lines, seen, "calm" in context.signs)
     else:
         findings = list(dict.fromkeys(item for one in cases or [case] for item in _judged(one)))
     # A setting from a recipe never stands before a cause that the stack itself shows; a line that names it is more than a recipe.
@@ -101,16 +103,16 @@ def _notes(case: Case, today: date | None) -> list[str]:
     return notes
 
 
-def _shown(facts: list[Finding], lines: list[Finding], seen: symptoms.Seen) -> list[Finding]:
+def _shown(facts: list[Finding], lines: list[Finding], seen: symptoms.Seen, calm: bool) -> list[Finding]:
     """Join what the stack and what the lines of a log say.
 
     A log is a part of the truth: a variable that is not in it may be set all the same. So where no line shows a fault,
     what the stack alone says is no problem yet, and where one shows another cause, it steps back behind that.
     """
-    quiet = bool(seen.log.lines) and not seen.fault
+    quiet = bool(seen.log.lines) and (calm or not seen.fault)
     shown = {item.cause for item in lines if item.severity == "problem"}
     joined: dict[tuple[str, str], Finding] = {}
-    for item in (*lines, *(_behind(item, shown, quiet, seen.success) for item in facts)):
+    for item in (*lines, *(_behind(item, shown, quiet, calm or seen.success) for item in facts)):
         key = (item.cause, item.severity)
         first = joined.get(key)
         if first is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from rocm_patch.diagnose import mood
 from rocm_patch.diagnose.case import MASKS, Case, gfx_of
 from rocm_patch.diagnose.stack import same_instructions
 from rocm_patch.model import Known
@@ -27,6 +28,7 @@ _PRINTED: Final = (
     ("total", re.compile(r"\btotal\b")),
 )
 """What stands in lines that programs print, and hardly in what people write; brackets and quotes among them."""
+_MOODS: Final[dict[mood.Mood, tuple[str, ...]]] = {"failure": ("failure-told",), "calm": ("calm",), "": ()}
 _WORDS: Final = 4
 _LINES: Final = 200
 """Lines of a log that are looked through for names."""
@@ -127,7 +129,7 @@ def _lines(case: Case) -> list[str]:
     if len(libraries) > len({name for name, _ in libraries}):
         signs.append("two-versions")
     if len(lines) <= _WORDS and not any(_printed(line.lower()) for line in lines):
-        signs.append("prose")
+        signs += ("prose", *_MOODS[mood.of(lines)])
     return signs
 
 

@@ -71,11 +71,14 @@ def look(log: Log, knowledge: Knowledge) -> Seen:
     return Seen(log, tuple(kept))
 
 
-def log(case: Case) -> Iterator[Finding]:
-    """A finding for each signature that says something on this machine."""
+def log(case: Case, context: Context) -> Iterator[Finding]:
+    """A finding for each signature that says something on this machine.
+
+    Who asks about a failure, announces its end or says that there is none has it not: what such words are about is no problem here.
+    """
     if case.seen is None:
         return
-    context, words = context_of(case), case.words
+    words, calm = case.words, "calm" in context.signs
     for pattern, indexes in case.seen.hits:
         reading = read(pattern, context)
         if reading is None:
@@ -87,7 +90,8 @@ def log(case: Case) -> Iterator[Finding]:
             why.append(f"To be surer: {reading.next_command}")
         if reading.avoid:
             why.append(f"What not to do: {reading.avoid}")
-        yield finding(reading.cause, reading.severity, reading.certainty, why, case.advise(*reading.remedies, **words))
+        severity = "warning" if calm and reading.severity == "problem" else reading.severity
+        yield finding(reading.cause, severity, reading.certainty, why, case.advise(*reading.remedies, **words))
 
 
 def context_of(case: Case) -> Context:

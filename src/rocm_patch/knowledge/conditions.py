@@ -48,6 +48,8 @@ SIGNS: Final = {
     "integrated-named": "the log names the target of an integrated GPU, and the card that is told is another",
     "two-versions": "the log names two versions of one library",
     "prose": "somebody's words, without a line that a program printed",
+    "failure-told": "such words, and they state a failure that is there",
+    "calm": "such words, and all they do is ask, announce, compare, or say that nothing fails any more",
 }
 """Words for what follows from the facts; `on-NAME` is the distribution besides. `diagnose.signs` derives them."""
 
