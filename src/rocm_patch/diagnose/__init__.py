@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import date
 from typing import Final
 
-from rocm_patch.diagnose import features, folklore, stack, symptoms, system, trials
+from rocm_patch.diagnose import features, folklore, stack, symptoms, system
+from rocm_patch.diagnose import trials as trials_rules
 from rocm_patch.diagnose.case import Case
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.model import Diagnosis, Finding, Images, Known, Log, Machine, Trials
@@ -29,7 +30,7 @@ RULES: Final[tuple[Rule, ...]] = (
     stack.integrated,
     stack.native_rdna1,
     system.kernel,
-    trials.probes,
+    trials_rules.probes,
     system.log,
     folklore.settings,
     system.other_cards,
@@ -57,7 +58,11 @@ def diagnose(
     if seen:
         context = symptoms.context_of(case)
         lines = list(symptoms.log(case, context))
-        findings = _shown(_judged(case), lines, seen, "calm" in context.signs)
+        proven = list(trials_rules.probes(case))
+        lines += proven
+        facts = [item for item in _judged(case) if item not in proven]
+        calm = "calm" in context.signs and not trials_rules.failed(trials)
+        findings = _shown(facts, lines, seen, calm or trials_rules.passed(trials), trials_rules.failed(trials))
     else:
         findings = list(dict.fromkeys(item for one in cases or [case] for item in _judged(one)))
     # A setting from a recipe never stands before a cause that the stack itself shows; a line that names it is more than a recipe.
@@ -103,13 +108,13 @@ def _notes(case: Case, today: date | None) -> list[str]:
     return notes
 
 
-def _shown(facts: list[Finding], lines: list[Finding], seen: symptoms.Seen, calm: bool) -> list[Finding]:
+def _shown(facts: list[Finding], lines: list[Finding], seen: symptoms.Seen, calm: bool, failed: bool) -> list[Finding]:
     """Join what the stack and what the lines of a log say.
 
     A log is a part of the truth: a variable that is not in it may be set all the same. So where no line shows a fault,
     what the stack alone says is no problem yet, and where one shows another cause, it steps back behind that.
     """
-    quiet = bool(seen.log.lines) and (calm or not seen.fault)
+    quiet = bool(seen.log.lines) and (calm or not (seen.fault or failed))
     shown = {item.cause for item in lines if item.severity == "problem"}
     joined: dict[tuple[str, str], Finding] = {}
     for item in (*lines, *(_behind(item, shown, quiet, calm or seen.success) for item in facts)):
