@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rocm_patch import knowledge
-from rocm_patch.explain import explain
+from rocm_patch.explain import batch, explain
 from rocm_patch.logs import picture
 
 TABLES = knowledge.load()
@@ -72,3 +72,11 @@ def test_the_cases_are_whole():
         assert case["cause"] in TABLES.causes, case["id"]
         assert set(case["remedies"]) <= TABLES.remedy_classes, case["id"]
         assert case["source"].startswith("https://"), case["id"]
+
+
+def test_an_answer_does_not_depend_on_what_was_asked_before():
+    lines = [json.dumps({"id": case["id"], "log": case["log"], "given": case["given"]}).encode() for case in CASES[::9]]
+    forward = {answer["id"]: answer for answer in batch(lines, TABLES)}
+    TABLES.remembered.clear()
+    backward = {answer["id"]: answer for answer in batch(reversed(lines), TABLES)}
+    assert forward == backward
