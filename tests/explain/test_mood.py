@@ -21,10 +21,17 @@ THERE = (
     "ROCm 6.3 is out. Since then everything crashes here.",
     "please add support for the RX 6750 XT",
     "This should be fixed, it still segfaults",
+    "After suspend the GPU is gone until I reboot",
+    "I fixed the path, but it crashes",
+    "My card is not detected, thanks",
+    "It does not start and crashes",
+    "I followed the guide and it fails",
+    "It crashes before I can type a word",
+    "The error is back",
 )
 SPOKEN_OF = (
     "No hangs and no resets in two months.",
-    "Trains without errors",
+    "Trains without crashes",
     "The crash was fixed in 2.4.",
     "it no longer crashes",
     "Release notes mention fewer hangs",
@@ -47,6 +54,8 @@ def test_a_failure_that_is_only_spoken_of(words):
 
 def test_what_is_neither():
     assert mood.of(["RX 5700 XT and ROCm"]) == ""
+    # A machine that stands still without a word is no healthy one, and a run without an error none that fails.
+    assert mood.of(["no error is printed"]) == ""
     assert mood.of([]) == ""
 
 

@@ -13,84 +13,42 @@ from typing import Final, Literal
 
 Mood = Literal["failure", "calm", ""]
 
-_SENTENCE: Final = re.compile(r"(?<=[.!?;])\s+")
-_ENDS: Final = re.compile(r"[.!?;]\s")
+_SENTENCE: Final = re.compile(r"(?<=[.!?;])\s+|,? (?:but|however|yet) ")
 _TOKEN: Final = re.compile("[a-z]+")
 _EVIL: Final = (
     r"(?:crash(?:es|ed|ing)?|hangs?|freezes?|resets?|errors?|issues?|problems?|troubles?|fault(?:s|ed)?|page faults?"
-    r"|nans?|nan check|failures?|fail(?:s|ed)?"
-    r"|artifacts?|time-?outs?|bugs?|complaints?|warnings?|regressions?|segfaults?|slowdowns?|drawbacks?|oom|ooms)"
+    r"|nans?|failures?|artifacts?|time-?outs?|bugs?|regressions?|segfaults?|slowdowns?|oom|ooms)"
 )
 _DENIED: Final = re.compile(
-    rf"\b(?:no|without|zero|never|not|nor|or|n.t|fewer|less|free of|instead of"
-    rf"|nothing)\b (?:\w{{1,12}} ){{0,3}}{_EVIL}\b(?: (?:messages?|at all|since))?"
-    rf"|\b{_EVIL} (?:clean|free|none)\b|\bnan check clean"
+    rf"\b(?:no|without|zero|fewer|less|free of) (?:(?:more|any|a|single|further|such|kernel|gpu|hip|real|major) ){{0,2}}{_EVIL}\b(?: messages?\b)?"
+    rf"|\b(?:never|not|nor|n.t) (?:(?:had|have|seen|see|a|an|any|one|single|been|get|got) ){{0,3}}{_EVIL}\b"
+    rf"|\b{_EVIL} (?:check )?clean\b"
     r"|\b(?:no longer|not|n.t) (?:\w{1,10} )?(?:needed|necessary|required)\b"
 )
-_DENIERS: Final = frozenset(
-    ["no", "without", "zero", "never", "not", "nor", "or", "t", "fewer", "less", "free", "instead", "nothing", "clean", "none"]
-)
+_DENIERS: Final = frozenset(["no", "without", "zero", "never", "not", "nor", "t", "fewer", "less", "free", "clean"])
+_SILENT: Final = re.compile(r"\b(?:no|without) (?:any )?errors?\b(?: messages?)?")
+"""Nothing printed: what hangs or is wrong without a word is often told so."""
 _OVER: Final = re.compile(
-    rf"(?<!be )(?<!get )\b(?:solved|resolved|fixed|cured|closing|thanks(?! to)|thank you|cheers)\b|\bwas all (?:it|i) "
-    rf"|\bdid (?:it|the trick)\b"
-    rf"|\b(?:has|have|is|are|had) gone\b|\bwent away\b|\b(?:is|are) (?:back|gone)\b|\bhas not come back\b|\bat last\b"
-    rf"|\bgood news\b|\byou can drop\b"
+    r"(?<!be )(?<!get )(?<!not )(?<!never )\b(?:solved|resolved|fixed|cured)\b|\bwas all (?:it|i) |\bdid the trick\b|\bdid it[.!]?$"
+    rf"|\b(?:{_EVIL}|it|that|this|message) (?:has|have|is|are|had) (?:now )?gone\b|\b(?:{_EVIL}|it|that|this|message) went away\b"
+    r"|\b(?:card|gpu|device|screen|everything) (?:is|are) back\b|\bhas not come back\b|\bgood news\b|\byou can drop\b"
     r"|\b(?:no longer|n.t|not|never) (?:happen|occur|appear|crash|hang|fail|freez)\w{0,3}\b(?: any ?more| again)?[.!]?$"
-    rf"|\b{_EVIL} (?:was|were|is|are|has been|have been|got) (?:now )?(?:fixed|solved|resolved|gone|cured)\b"
 )
-_NEWS: Final = re.compile(
-    r"\brelease notes?\b|\bis (?:now )?(?:out|released)\b(?! of)|\bnow available\b|\bchangelog\b|\bannounc|\bblog post\b"
-    r"|\broad ?map\b|\bmention\w{0,2}\b|\bpoll\b|\bguide\b"
+_LESSON: Final = re.compile(r"\brelease notes?\b|\bchangelog\b|^step \d|\bif you (?:skip|forget)\b|\bwhat happens (?:if|when)\b|\bjust asking\b")
+_OVER_WORDS: Final = frozenset(
+    ["solved", "resolved", "fixed", "cured", "all", "did", "gone", "away", "back", "news", "drop", "longer", "t", "not", "never"]
 )
-_FIGURES: Final = re.compile(
-    r"\b\d[\d.,]{0,8} ?(?:k )?(?:img|images?|it|iter\w{0,7}|tok\w{0,3}|t|samples?|steps?)/s\b|\btok/s\b|\b\d{1,5} (?:fps|tflops)\b"
+_LESSON_WORDS: Final = frozenset(["notes", "note", "changelog", "step", "if", "what", "asking"])
+_PEACEFUL: Final = ((_OVER_WORDS, _OVER), (_LESSON_WORDS, _LESSON))
+"""Words of which each match has one, and the expression: to look for words first spares most of the work."""
+_SOFT: Final = re.compile(
+    r"\bthanks\b(?! to)|\bthank you\b|\bcheers\b|\bat last\b|\bis (?:now )?(?:out|released)\b(?! of)|\bnow available\b|\bannounc|\bblog post\b"
+    r"|\broad ?map\b|\bpoll\b|\bguide\b|\b\d[\d.,]{0,8} ?(?:k )?(?:img|images?|it|iter\w{0,7}|tok\w{0,3}|t|samples?|steps?)/s\b|\btok/s\b"
+    r"|\b\d{1,5} (?:fps|tflops)\b|\bexplain (?:what|how)\b"
+    r"|^(?:\w{1,12}[,:] )?(?:what|which|who|how (?:long|much|many|fast|big|does|do)|is (?:there|it|that|this|wsl|rocm)|are there|any|any\w{3,4}|will"
+    r"|would|should|can|could|does|do|has (?:any|some)\w{3,4})\b.{0,200}\?$"
 )
-_LESSON: Final = re.compile(
-    r"^step \d|\bif you (?:skip|forget|do not|don.t)\b|\bmake sure\b|\bmight\b|\bwhat happens (?:if|when)\b|\bjust asking\b|\bbefore i\b"
-)
-_PEACEFUL: Final = (
-    # words of which each match has one, and the expression: to look for words first spares most of the work
-    (
-        frozenset(
-            [
-                "solved",
-                "resolved",
-                "fixed",
-                "cured",
-                "closing",
-                "thanks",
-                "thank",
-                "cheers",
-                "all",
-                "did",
-                "gone",
-                "away",
-                "back",
-                "last",
-                "news",
-                "drop",
-                "longer",
-                "t",
-                "not",
-                "never",
-            ]
-        ),
-        _OVER,
-    ),
-    (
-        frozenset(["notes", "note", "out", "released", "available", "changelog", "blog", "road", "roadmap", "poll", "guide"])
-        | {f"announc{end}" for end in ("e", "ed", "es", "ing", "ement", "ements")}
-        | {f"mention{end}" for end in ("", "s", "ed")},
-        _NEWS,
-    ),
-    (frozenset(("s", "fps", "tflops")), _FIGURES),
-    (frozenset(["step", "if", "make", "might", "what", "asking", "before"]), _LESSON),
-)
-_ASKED: Final = re.compile(
-    r"^(?:\w{1,12}[,:] )?(?:what|which|who|how (?:long|much|many|fast|big|does|do)|is (?:there|it|that|this|wsl|rocm)"
-    r"|are there|any|any\w{3,4}|will|would|should|can|could"
-    r"|does|do|has (?:any|some)\w{3,4})\b.{0,200}\?$"
-)
+"""Thanks, news, figures and questions: they say that all is well only where nothing beside them says otherwise."""
 _FAILURE: Final = re.compile(
     r"\berrors?\b|exception|traceback|\bfail(?:s|ed|ure|ures|ing)?\b|(?:can|could|does|did|do|will|would|is|was|are|has)(?: ?not|n.t) \w"
     r"|\bunable\b|\bnot work|won.t|\bbroke?n?\b|\bbreaks?\b|\bcrash|\bhangs?\b|\bhung\b|\bhanging\b|\bfault|\bproblems?\b"
@@ -152,12 +110,11 @@ def of(lines: Iterable[str]) -> Mood:
     """'failure': a sentence states one; 'calm': none does, and one says that all is well, asks, tells news or figures; '': neither."""
     calm = False
     for line in lines:
-        low = line.lower()
-        for sentence in _SENTENCE.split(low) if _ENDS.search(low) else (low,):
+        for sentence in _SENTENCE.split(line.lower()):
             words = set(_TOKEN.findall(sentence))
-            rest = sentence if words.isdisjoint(_DENIERS) else _DENIED.sub(" ", sentence)
+            rest = sentence if words.isdisjoint(_DENIERS) else _DENIED.sub(" ", _SILENT.sub(" ", sentence))
             peaceful = any(not words.isdisjoint(needed) and mood.search(rest) for needed, mood in _PEACEFUL)
             if not peaceful and ((rest == sentence and not words.isdisjoint(_PLAIN)) or _FAILURE.search(rest)):
                 return "failure"
-            calm = calm or peaceful or rest != sentence or (sentence.endswith("?") and _ASKED.search(rest) is not None)
+            calm = calm or peaceful or (rest != sentence and _DENIED.search(_SILENT.sub(" ", sentence)) is not None) or _SOFT.search(rest) is not None
     return "calm" if calm else ""
