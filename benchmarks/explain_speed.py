@@ -10,6 +10,8 @@ each figure, so that two machines, or a busy one and an idle one, can be compare
 from __future__ import annotations
 
 import cProfile
+import gc
+import itertools
 import json
 import os
 import pstats
@@ -39,22 +41,30 @@ def loop() -> float:
     return time.process_time() - begin
 
 
-def questions() -> list[bytes]:
-    """As many lines of a batch as are asked."""
-    cases = [json.loads(line) for line in CASES.read_text().splitlines()]
-    lines = [json.dumps({"id": case["id"], "log": case["log"], "given": case["given"]}).encode() for case in cases]
-    return (lines * (LOGS // len(lines) + 1))[:LOGS]
+def questions(strangers: bool = False) -> list[bytes]:
+    """As many lines of a batch as are asked. `strangers`: no two of them tell the same facts, so that nothing can be kept of them."""
+    cases = itertools.islice(itertools.cycle(json.loads(line) for line in CASES.read_text().splitlines()), LOGS)
+    own = [{"env.AMD_NUMBER": str(number)} if strangers else {} for number in range(LOGS)]
+    return [
+        json.dumps({"id": case["id"], "log": case["log"], "given": {**case["given"], **more}}).encode() for case, more in zip(cases, own, strict=True)
+    ]
 
 
 def throughput() -> None:
-    """Logs a second, with the answers written out."""
-    asked = questions()
-    list(batch(asked[:300], TABLES))
-    begin = time.process_time()
-    for answer in batch(asked, TABLES):
-        json.dumps(answer)
-    spent = time.process_time() - begin
-    print(f"{LOGS / spent:8.0f} logs a second, {spent / LOGS / loop():.4f} loops each")
+    """Logs a second, with the answers written out as the command does; the best of three, for others use the machine as well."""
+    encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
+    for name, strangers in (("logs whose facts were told before", False), ("logs of which each tells facts of its own", True)):
+        best = float("inf")
+        for _ in range(3):
+            asked = questions(strangers)
+            list(batch(asked[:420], TABLES))
+            gc.collect()
+            gc.freeze()
+            begin = time.process_time()
+            for answer in batch(asked, TABLES):
+                encode(answer)
+            best = min(best, time.process_time() - begin)
+        print(f"{LOGS / best:8.0f} {name}, a second, {best / LOGS / loop():.4f} loops each")
 
 
 def large() -> None:
@@ -68,6 +78,11 @@ def large() -> None:
         "bytes at random": os.urandom(LARGE),
         "one line": b"a" * LARGE,
         "empty lines": b"\n" * LARGE,
+        "one traceback after another": b"".join(
+            b'  File "/opt/app/module_%d.py", line %d, in call_%d\n    return self.layer_%d(inputs_%d, scale)\n' % ((number,) * 5)
+            + (b"RuntimeError: miopenStatusUnknownError\n" if number % 40 == 0 else b"")
+            for number in range(LARGE // 100)
+        ),
         "UTF-16": ("RuntimeError: HIP error: invalid device function\r\n" * 100_000).encode("utf-16"),
     }
     for name, data in kinds.items():

@@ -11,7 +11,7 @@ from typing import Any, Final
 from rocm_patch.diagnose import diagnose
 from rocm_patch.errors import FormatError, RocmPatchError
 from rocm_patch.knowledge import Knowledge
-from rocm_patch.logs import facts, picture, text
+from rocm_patch.logs import facts, picture, text, trials
 from rocm_patch.logs.facts import Told
 from rocm_patch.machine import redact
 from rocm_patch.model import Diagnosis, Finding, Images, Log, Machine, Recording
@@ -38,12 +38,25 @@ class Explained:
 
 def explain(shown: str, given: Told, knowledge: Knowledge, base: Recording | None = None) -> Explained:
     """Explain a text. What is given beats what the text says, and that beats a recording of the machine."""
-    lines, numbers = text.lines(shown)
-    told = _redacted(given.over(facts.read(lines, knowledge)))
-    machine, images = picture.picture(told, knowledge, base.machine if base else None, base.images if base else None)
+    rest, ran = trials.read(shown)
+    lines, numbers = text.lines(rest)
+    told, machine, images = _pictured(given.over(facts.read(lines, knowledge)), knowledge, base)
     system = told.values.get("os", "")
     log = Log(lines, numbers, told.values.get("app", ""), system if system in ("linux", "windows", "wsl") else "", told.values)
-    return Explained(told, machine, images, log, diagnose(machine, images, knowledge, log=log))
+    return Explained(told, machine, images, log, diagnose(machine, images, knowledge, ran, log=log))
+
+
+def _pictured(raw: Told, knowledge: Knowledge, base: Recording | None) -> tuple[Told, Machine, Images]:
+    """The facts, redacted, and the machine that they describe; of many logs some tell the same, and most of a batch's tell little."""
+    if base:
+        told = _redacted(raw)
+        return told, *picture.picture(told, knowledge, base.machine, base.images)
+    key = ("picture", *raw.values.items(), *raw.environment.items())
+    found = knowledge.remembered.get(key)
+    if found is None:
+        told = _redacted(raw)
+        found = knowledge.remember(key, (told, *picture.picture(told, knowledge)))
+    return found
 
 
 def batch(asked: Iterable[bytes], knowledge: Knowledge) -> Iterator[dict[str, Any]]:

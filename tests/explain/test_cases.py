@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rocm_patch import knowledge
-from rocm_patch.explain import explain
+from rocm_patch.explain import batch, explain
 from rocm_patch.logs import picture
 
 TABLES = knowledge.load()
@@ -47,6 +47,24 @@ def test_what_is_healthy_or_harmless_stays_quiet(case):
     assert judge(case)[2]
 
 
+QUIET_WORDS = [json.loads(line) for line in (Path(__file__).parent / "quiet.jsonl").read_text().splitlines()]
+
+
+def problems(case):
+    return [item.cause for item in explain(case["log"], picture.given(case["given"]), TABLES).diagnosis.findings if item.severity == "problem"]
+
+
+@pytest.mark.parametrize("case", [case for case in QUIET_WORDS if case["part"] == "tuning"], ids=lambda case: case["id"])
+def test_questions_news_figures_and_thanks_stay_quiet(case):
+    assert problems(case) == []
+
+
+def test_such_words_that_no_rule_was_made_for_stay_quiet_mostly():
+    rest = [case for case in QUIET_WORDS if case["part"] == "held out"]
+    assert len(rest) >= 16
+    assert sum(bool(problems(case)) for case in rest) <= 2
+
+
 def test_the_cases_are_whole():
     assert len(CASES) >= 400
     assert len({case["id"] for case in CASES}) == len(CASES)
@@ -54,3 +72,11 @@ def test_the_cases_are_whole():
         assert case["cause"] in TABLES.causes, case["id"]
         assert set(case["remedies"]) <= TABLES.remedy_classes, case["id"]
         assert case["source"].startswith("https://"), case["id"]
+
+
+def test_an_answer_does_not_depend_on_what_was_asked_before():
+    lines = [json.dumps({"id": case["id"], "log": case["log"], "given": case["given"]}).encode() for case in CASES[::9]]
+    forward = {answer["id"]: answer for answer in batch(lines, TABLES)}
+    TABLES.remembered.clear()
+    backward = {answer["id"]: answer for answer in batch(reversed(lines), TABLES)}
+    assert forward == backward

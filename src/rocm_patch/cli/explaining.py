@@ -63,9 +63,9 @@ def _batch(tables: Knowledge) -> None:
     # The tables live until the end: to look through them for garbage again and again would cost a tenth.
     assert tables.finder.index  # noqa: S101  # made before, so that it is left alone as well
     gc.freeze()
-    write = sys.stdout.write
+    write, encode = sys.stdout.write, json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
     for answer in batch(sys.stdin.buffer, tables):
-        write(json.dumps(answer, ensure_ascii=False) + "\n")
+        write(encode(answer) + "\n")
     raise SystemExit(EXIT_FINE)
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import date
 from typing import Final
 
-from rocm_patch.diagnose import features, folklore, stack, symptoms, system, trials
+from rocm_patch.diagnose import features, folklore, stack, symptoms, system
+from rocm_patch.diagnose import trials as trials_rules
 from rocm_patch.diagnose.case import Case
 from rocm_patch.knowledge import Knowledge
 from rocm_patch.model import Diagnosis, Finding, Images, Known, Log, Machine, Trials
@@ -29,7 +30,7 @@ RULES: Final[tuple[Rule, ...]] = (
     stack.integrated,
     stack.native_rdna1,
     system.kernel,
-    trials.probes,
+    trials_rules.probes,
     system.log,
     folklore.settings,
     system.other_cards,
@@ -50,13 +51,20 @@ def diagnose(
     `today` is for the age of our tables only; without it nothing is said of it.
     """
     seen = symptoms.look(log, knowledge) if log else None
-    case = Case(machine, images, trials, knowledge, seen=seen)
+    case = _case(machine, images, trials, knowledge, seen)
     # Two cards of different kinds in one machine need two answers; what is said of both is said once.
     cases = [replace(case, focus=gpu) for gpu in case.workers] if not seen else []
-    findings = list(dict.fromkeys(item for one in cases or [case] for item in _explained([finding for rule in RULES for finding in rule(one)])))
-    lines = list(symptoms.log(case))
+    lines = list[Finding]()
     if seen:
-        findings = _shown(findings, lines, seen)
+        context = symptoms.context_of(case)
+        lines = list(symptoms.log(case, context))
+        proven = list(trials_rules.probes(case))
+        lines += proven
+        facts = [item for item in _judged(case) if item not in proven]
+        calm = "calm" in context.signs and not trials_rules.failed(trials)
+        findings = _shown(facts, lines, seen, calm or trials_rules.passed(trials), trials_rules.failed(trials))
+    else:
+        findings = list(dict.fromkeys(item for one in cases or [case] for item in _judged(one)))
     # A setting from a recipe never stands before a cause that the stack itself shows; a line that names it is more than a recipe.
     named = {item.cause for item in lines}
     findings.sort(key=lambda item: (_SEVERITIES.index(item.severity), item.cause == "folklore_setting" and item.cause not in named, -item.certainty))
@@ -66,6 +74,26 @@ def diagnose(
         features=features.judge(case) if not seen else {},
         notes=tuple(_notes(case, today)),
     )
+
+
+def _case(machine: Machine, images: Images, trials: Trials | None, knowledge: Knowledge, seen: symptoms.Seen | None) -> Case:
+    """The case. Where a log before told the same, what was computed of that is taken over."""
+    if seen is None or trials is not None:
+        return Case(machine, images, trials, knowledge, seen=seen)
+    key = ("case", id(machine))
+    first: Case | None = knowledge.remembered.get(key)
+    if first is None or first.machine is not machine or first.images is not images or first.log is None or first.log.told is not seen.log.told:
+        first = Case(machine, images, None, knowledge, seen=replace(seen, log=replace(seen.log, lines=(), numbers=()), hits=()))
+        knowledge.remember(key, first)
+    return first.beside(seen)
+
+
+def _judged(case: Case) -> list[Finding]:
+    """What the rules say of the facts. No rule looks at lines: `symptoms.log` does."""
+    found: list[Finding] | None = case.kept.get("findings")
+    if found is None:
+        found = case.kept["findings"] = _explained([finding for rule in RULES for finding in rule(case)])
+    return found
 
 
 def _notes(case: Case, today: date | None) -> list[str]:
@@ -80,16 +108,16 @@ def _notes(case: Case, today: date | None) -> list[str]:
     return notes
 
 
-def _shown(facts: list[Finding], lines: list[Finding], seen: symptoms.Seen) -> list[Finding]:
+def _shown(facts: list[Finding], lines: list[Finding], seen: symptoms.Seen, calm: bool, failed: bool) -> list[Finding]:
     """Join what the stack and what the lines of a log say.
 
     A log is a part of the truth: a variable that is not in it may be set all the same. So where no line shows a fault,
     what the stack alone says is no problem yet, and where one shows another cause, it steps back behind that.
     """
-    quiet = bool(seen.log.lines) and not seen.fault
+    quiet = bool(seen.log.lines) and (calm or not (seen.fault or failed))
     shown = {item.cause for item in lines if item.severity == "problem"}
     joined: dict[tuple[str, str], Finding] = {}
-    for item in (*lines, *(_behind(item, shown, quiet, seen.success) for item in facts)):
+    for item in (*lines, *(_behind(item, shown, quiet, calm or seen.success) for item in facts)):
         key = (item.cause, item.severity)
         first = joined.get(key)
         if first is None:

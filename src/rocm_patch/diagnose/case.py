@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from rocm_patch.diagnose.once import once
 from rocm_patch.images.coverage import base, forced, loadable
 from rocm_patch.images.source import STORES
 from rocm_patch.knowledge import Knowledge
@@ -25,7 +25,7 @@ SOUND = {
     "gfx90c": "9.0.0",
 }
 """The value that people set where a stack has no code for a chip and has it for its nearest kin."""
-_REMEMBERED = 5000
+_PLACE = re.compile(r"\{(\w+)\}")
 MASKS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
@@ -63,8 +63,16 @@ class Case:
     """The card that the rules are asked about; without it the first dedicated one."""
     seen: Seen | None = None
     """What a log says that a user shows; None: nothing is shown, and the machine alone is judged."""
+    kept: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What rules and signs made of the facts alone, for the next log that tells the same."""
 
-    @cached_property
+    def beside(self, seen: Seen) -> Case:
+        """The same case with other lines of the same facts; what was computed of the facts stays."""
+        twin = object.__new__(Case)
+        vars(twin).update(vars(self), seen=seen)
+        return twin
+
+    @once
     def cards(self) -> tuple[Gpu, ...]:
         """AMD cards that this tool is for, dedicated ones first."""
         return tuple(sorted((gpu for gpu in self.machine.gpus if self._in_scope(gpu)), key=lambda gpu: gpu.integrated))
@@ -73,17 +81,17 @@ class Case:
         row = self.knowledge.gpus.get(gfx_of(gpu) or "")
         return bool(row and row.scope)
 
-    @cached_property
+    @once
     def card(self) -> Gpu | None:
         """The card that work is meant to run on."""
         return self.focus or (self.cards[0] if self.cards else None)
 
-    @cached_property
+    @once
     def workers(self) -> tuple[Gpu, ...]:
         """The cards that work is meant to run on: the dedicated ones, or the integrated one where it is alone."""
         return tuple(gpu for gpu in self.cards if not gpu.integrated) or self.cards[:1]
 
-    @cached_property
+    @once
     def gfx(self) -> str:
         """Its target; empty without one."""
         return (gfx_of(self.card) or "") if self.card else ""
@@ -93,19 +101,19 @@ class Case:
         """The lines that a user shows, if there are any."""
         return self.seen.log if self.seen else None
 
-    @cached_property
+    @once
     def subject_gfx(self) -> str:
         """The target of the card that is spoken of, in scope or not; dedicated ones first. Empty without one."""
         others = sorted(self.machine.gpus, key=lambda gpu: gpu.integrated)
         return self.gfx or next((gfx for gpu in others if (gfx := gfx_of(gpu))), "")
 
-    @cached_property
+    @once
     def generic(self) -> str:
         """The generic target that covers it."""
         row = self.knowledge.gpus.get(self.gfx)
         return row.generic if row else ""
 
-    @cached_property
+    @once
     def environment(self) -> Mapping[str, str]:
         """What a program started now, or at the next login, finds set."""
         values: dict[str, str] = {}
@@ -114,12 +122,12 @@ class Case:
                 values[setting.name] = setting.value
         return values
 
-    @cached_property
+    @once
     def rocm_torches(self) -> tuple[TorchInstall, ...]:
         """The torches that could use an AMD card at all."""
         return tuple(torch for torch in self.machine.torches if isinstance(torch.build, Known) and torch.build.value == "rocm")
 
-    @cached_property
+    @once
     def _coverages(self) -> dict[int, Coverage]:
         return {}
 
@@ -161,6 +169,15 @@ class Case:
     def override(self, reaches: Iterable[str] = ("login", "session", "process")) -> Override | None:
         """The forced target in force for programs of this user, if there is one."""
         wanted = tuple(reaches)
+        if wanted not in self._overrides:
+            self._overrides[wanted] = self._override(wanted)
+        return self._overrides[wanted]
+
+    @once
+    def _overrides(self) -> dict[tuple[str, ...], Override | None]:
+        return {}
+
+    def _override(self, wanted: tuple[str, ...]) -> Override | None:
         name = self.override_name
         places = tuple(
             setting for setting in self.machine.settings if setting.name == name and setting.in_force and setting.value and setting.reach in wanted
@@ -172,7 +189,7 @@ class Case:
         ours = next((setting.path for setting in self.machine.settings if setting.ours and setting.name == name and setting.value is None), "")
         return f"Our drop-in {ours} takes it out at the next login; this session still has it: log out and in again." if ours else ""
 
-    @cached_property
+    @once
     def override_name(self) -> str:
         """The variable that counts for this card: the form with its node number beats the general one."""
         node = self.card.kfd_node.value if self.card and isinstance(self.card.kfd_node, Known) else None
@@ -198,7 +215,7 @@ class Case:
             environment=self.environment,
         )
 
-    @cached_property
+    @once
     def bare_context(self) -> Context:
         """The card and the system, without a torch: what evidence is held against."""
         return self.context()
@@ -207,29 +224,35 @@ class Case:
 
     def advise(self, *ids: str, **fields: object) -> tuple[Advice, ...]:
         """The remedies of these ids that succeeded in scope, in the given order, with their words filled in."""
-        advice = []
-        words = {**self.fields(), **{key: str(value) for key, value in fields.items()}}
+        if not ids:
+            return ()
+        context, known = self.bare_context, self.knowledge.remembered
+        words = {**self.fields, **fields} if fields else self.fields
+        advice = list[Advice]()
         for id_ in ids:
-            row = self.knowledge.remedies[id_]
-            sources = self._sources(id_)
-            if not sources:
-                continue
-            text = _worded(f"{row.title}. {row.text}".strip(), row.commands, tuple(words.items()))
-            advice.append(Advice(row.remedy, row.id, text, sources))
+            used = known.get(("words of", id_)) or self._used(id_)
+            key = (id_, context.gfx, context.kernel, context.system, *[words.get(name) for name in used])
+            found = known.get(key)
+            if found is None:
+                found = self.knowledge.remember(key, self._advice(id_, {name: str(value) for name, value in words.items()}))
+            advice.extend(found)
         return tuple(advice)
 
-    def _sources(self, id_: str) -> tuple[str, ...]:
-        """Where a remedy is said to work on this card and system; empty if it is not recommended there."""
-        context = self.bare_context
-        key = (id_, context.gfx, context.kernel, context.system)
-        if key not in self.knowledge.remembered:
-            if len(self.knowledge.remembered) > _REMEMBERED:
-                self.knowledge.remembered.clear()
-            evidence = in_scope(self.knowledge.evidence_by_remedy.get(id_, ()), id_, context)
-            self.knowledge.remembered[key] = tuple(dict.fromkeys(item.source for item in evidence)) if recommended(evidence) else ()
-        return self.knowledge.remembered[key]
+    def _used(self, id_: str) -> tuple[str, ...]:
+        """The words that a remedy's text has places for; only they make its text another one. Never empty."""
+        row = self.knowledge.remedies[id_]
+        used = tuple(dict.fromkeys(("gfx", *_PLACE.findall(" ".join((row.title, row.text, *row.commands))))))
+        return self.knowledge.remember(("words of", id_), used)
 
-    def words(self) -> dict[str, str]:
+    def _advice(self, id_: str, words: Mapping[str, str]) -> tuple[Advice, ...]:
+        """A remedy in words, and where it is said to work on this card and system; none if it is not recommended there."""
+        row = self.knowledge.remedies[id_]
+        evidence = in_scope(self.knowledge.evidence_by_remedy.get(id_, ()), id_, self.bare_context)
+        sources = tuple(dict.fromkeys(item.source for item in evidence)) if recommended(evidence) else ()
+        return (Advice(row.remedy, row.id, _worded(f"{row.title}. {row.text}".strip(), row.commands, words), sources),) if sources else ()
+
+    @once
+    def words(self) -> Mapping[str, str]:
         """What is in force here, for the words of remedies that a log calls for."""
         found = self.override()
         torch = self.machine.torches[0] if self.machine.torches else None
@@ -250,7 +273,8 @@ class Case:
             "group": "render",
         }
 
-    def fields(self) -> dict[str, str]:
+    @once
+    def fields(self) -> Mapping[str, str]:
         """Words that any remedy's text may use."""
         wheel = self.wheel
         words = {"gfx": self.subject_gfx or "gfxNNNN", "family": "gfx1030" if self.gfx.startswith("gfx103") else "gfx1010"}
@@ -260,8 +284,8 @@ class Case:
             words["packages"] = " ".join(f'"{package.format(gfx=self.gfx)}"' for package in wheel.packages)
         return words
 
-    @cached_property
-    def wheel(self):  # type: ignore[no-untyped-def]  # WheelRow | None; mypy does not see through cached_property here
+    @once
+    def wheel(self):  # type: ignore[no-untyped-def]  # WheelRow | None; mypy does not see through it here
         """The newest line of wheels that has this card's target."""
         return next((row for row in self.knowledge.wheels if self.gfx in row.gfx and not row.remedy), None)
 
@@ -316,16 +340,14 @@ def _text(fact: Known[str] | Known[str | None] | Unknown) -> str | None:
 
 def _pasteable(command: str, words: Mapping[str, str]) -> bool:
     """False where a word that goes into a command came from a hostile or odd file: it is told, not offered to a shell."""
-    used = {name for name in re.findall(r"\{(\w+)\}", command) if name != "packages"}
+    used = {name for name in _PLACE.findall(command) if name != "packages"}
     return all(re.fullmatch(r"[A-Za-z0-9_./:,+=@%-]*", words.get(name, "")) for name in used)
 
 
-@lru_cache(maxsize=4096)
-def _worded(text: str, commands: tuple[str, ...], items: tuple[tuple[str, str], ...]) -> str:
-    words = dict(items)
+def _worded(text: str, commands: Iterable[str], words: Mapping[str, str]) -> str:
     return _fill("\n".join((text, *(f"$ {command}" for command in commands if _pasteable(command, words)))), words)
 
 
 def _fill(text: str, words: Mapping[str, str]) -> str:
     # Not str.format: a command may hold braces of its own.
-    return re.sub(r"\{(\w+)\}", lambda match: words.get(match.group(1), match.group()), text)
+    return _PLACE.sub(lambda match: words.get(match.group(1), match.group()), text)

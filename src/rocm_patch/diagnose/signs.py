@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from rocm_patch.diagnose import mood
 from rocm_patch.diagnose.case import MASKS, Case, gfx_of
 from rocm_patch.diagnose.stack import same_instructions
 from rocm_patch.model import Known
@@ -15,11 +16,19 @@ _BUNDLED: Final = re.compile(r"(?i)ollama|lm.?studio|kobold|gpt4all|llama|lemona
 _CUDA_ENGINE: Final = re.compile(r"(?i)whisper(?!.?cpp)|ctranslate|xformers|deepspeed|\bapex\b|paddle|detectron|mmcv")
 _TARGET: Final = re.compile(r"\bgfx[0-9a-f]{3,4}\b")
 _LIBRARY: Final = re.compile(r"\b(lib(?:LLVM|amdhip64|hsa-runtime64|amd_comgr|rocblas|MIOpen|hipblaslt))\.so\.(\d+)")
-_PRINTED: Final = re.compile(
-    r"(?i)[^\w\s,.:'!?()%/>+-]|^\S+: |:\S|\w(?:error|warning|exception|info|failed): |\bwarn"
-    r"|__|\.(?:cpp|py|cc|so|dll)\b|0x[0-9a-f]|\d\d:\d\d|\btotal\b"
+_PRINTED: Final = (
+    # a word that each match contains, and an expression over the line in lower case; the cheap and frequent ones first
+    ("", re.compile(r"[^\w\s,.:'!?()%/>+-]")),
+    (":", re.compile(r":\S")),
+    ("__", re.compile("__")),
+    (": ", re.compile(r"^\S+: |\w(?:error|warning|exception|info|failed): ")),
+    ("warn", re.compile(r"\bwarn")),
+    (".", re.compile(r"\.(?:cpp|py|cc|so|dll)\b")),
+    ("0x", re.compile(r"0x[0-9a-f]")),
+    ("total", re.compile(r"\btotal\b")),
 )
 """What stands in lines that programs print, and hardly in what people write; brackets and quotes among them."""
+_MOODS: Final[dict[mood.Mood, tuple[str, ...]]] = {"failure": ("failure-told",), "calm": ("calm",), "": ()}
 _WORDS: Final = 4
 _LINES: Final = 200
 """Lines of a log that are looked through for names."""
@@ -27,7 +36,10 @@ _LINES: Final = 200
 
 def derive(case: Case) -> frozenset[str]:
     """The signs of a machine; what is not known gives none."""
-    return frozenset((*_cards(case), *_masks(case), *_override(case), *_torch(case), *_place(case), *_lines(case)))
+    facts: frozenset[str] | None = case.kept.get("signs")
+    if facts is None:
+        facts = case.kept["signs"] = frozenset((*_cards(case), *_masks(case), *_override(case), *_torch(case), *_place(case)))
+    return facts.union(_lines(case))
 
 
 def _cards(case: Case) -> list[str]:
@@ -93,11 +105,6 @@ def _place(case: Case) -> list[str]:
         signs.append("containered")
     if isinstance(platform.groups, Known) and platform.groups.value and not {"render", "video", "root"} & set(platform.groups.value):
         signs.append("no-group")
-    if isinstance(platform.kernel, Known) and case.log:
-        series = re.match(r"\d+\.\d+", platform.kernel.value)
-        named = [line for line in case.log.lines[:_LINES] if series.group() in line] if series else []
-        if series and any(re.search(rf"(?<![\d.]){re.escape(series.group())}(?!\d)", line) for line in named):
-            signs.append("kernel-named")
     if isinstance(platform.distribution, Known) and platform.distribution.value:
         signs.append(f"on-{platform.distribution.value.lower()}")
     return signs
@@ -108,6 +115,11 @@ def _lines(case: Case) -> list[str]:
     if not case.log:
         return []
     lines, signs = case.log.lines[:_LINES], list[str]()
+    kernel = case.machine.platform.kernel
+    if isinstance(kernel, Known) and (series := re.match(r"\d+\.\d+", kernel.value)):
+        close = [line for line in lines if series.group() in line]
+        if close and any(re.search(rf"(?<![\d.]){re.escape(series.group())}(?!\d)", line) for line in close):
+            signs.append("kernel-named")
     told = {gfx_of(gpu) for gpu in case.machine.gpus}
     if told and not any(gpu.integrated for gpu in case.machine.gpus):
         named = {target for line in lines if "gfx" in line for target in _TARGET.findall(line)} - told
@@ -116,6 +128,13 @@ def _lines(case: Case) -> list[str]:
     libraries = {(name, int(version)) for line in lines if ".so." in line for name, version in _LIBRARY.findall(line)}
     if len(libraries) > len({name for name, _ in libraries}):
         signs.append("two-versions")
-    if len(lines) <= _WORDS and not any(_PRINTED.search(line) for line in lines):
-        signs.append("prose")
+    if len(lines) <= _WORDS and not any(_printed(line.lower()) for line in lines):
+        signs += ("prose", *_MOODS[mood.of(lines)])
     return signs
+
+
+def _printed(low: str) -> bool:
+    for word, regex in _PRINTED:  # noqa: SIM110  # a generator costs more than most of the questions
+        if word in low and regex.search(low):
+            return True
+    return False

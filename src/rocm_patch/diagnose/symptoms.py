@@ -5,18 +5,19 @@ A row has readings, and the first whose condition holds speaks: one line means d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from rocm_patch.diagnose import signs
 from rocm_patch.diagnose.case import Case, finding
+from rocm_patch.diagnose.once import once
 from rocm_patch.knowledge import Knowledge
-from rocm_patch.knowledge.conditions import SIGNS, Context, all_shown, holds
+from rocm_patch.knowledge.conditions import SIGNS, Context, holds
 from rocm_patch.knowledge.matching import Pattern
 from rocm_patch.logs import text
 from rocm_patch.model import Finding, Log, Reading
 
+_SIGNS = frozenset(SIGNS)
 _SHOWN = 3
 """Lines quoted for one signature."""
 
@@ -28,18 +29,28 @@ class Seen:
     log: Log
     hits: tuple[tuple[Pattern, tuple[int, ...]], ...]
 
-    @cached_property
+    @once
     def ids(self) -> frozenset[str]:
         """Their ids: what conditions ask for."""
         return frozenset(pattern.row.id for pattern, _ in self.hits)
 
-    @cached_property
+    @once
+    def _quoted(self) -> dict[int, str]:
+        return {}
+
+    def quoted(self, index: int) -> str:
+        """A line as an answer quotes it. Several signatures quote the same."""
+        if index not in self._quoted:
+            self._quoted[index] = f"line {self.log.numbers[index]}: {text.quoted(self.log.lines[index])}"
+        return self._quoted[index]
+
+    @once
     def fault(self) -> bool:
         """True if a line, other than a harmless one, says that something went wrong."""
-        possible = self.ids | SIGNS.keys()
-        return any(pattern.row.shows == "fault" or _serious(pattern, possible) for pattern, _ in self.hits)
+        possible = self.ids | _SIGNS
+        return any(pattern.row.shows == "fault" or pattern.serious(possible) for pattern, _ in self.hits)
 
-    @cached_property
+    @once
     def success(self) -> bool:
         """True if a line says that it works."""
         return any(pattern.row.shows == "success" for pattern, _ in self.hits)
@@ -48,8 +59,10 @@ class Seen:
 def look(log: Log, knowledge: Knowledge) -> Seen:
     """Search a log. A line that is known to be harmless is no general sign of a fault."""
     hits = knowledge.finder.search(log.lines)
-    possible = SIGNS.keys() | {pattern.row.id for pattern, _ in hits}
-    harmless = {index for pattern, indexes in hits if _harmless(pattern, possible) for index in indexes}
+    possible = _SIGNS.union([pattern.row.id for pattern, _ in hits])
+    harmless = {index for pattern, indexes in hits if pattern.quiet(possible) for index in indexes}
+    if not harmless:
+        return Seen(log, tuple(hits))
     kept = []
     for pattern, indexes in hits:
         rest = tuple(index for index in indexes if index not in harmless) if pattern.row.general else indexes
@@ -58,31 +71,44 @@ def look(log: Log, knowledge: Knowledge) -> Seen:
     return Seen(log, tuple(kept))
 
 
-def log(case: Case) -> Iterator[Finding]:
-    """A finding for each signature that says something on this machine."""
+def log(case: Case, context: Context) -> Iterator[Finding]:
+    """A finding for each signature that says something on this machine.
+
+    Who asks about a failure, announces its end or says that there is none has it not: what such words are about is no problem here.
+    """
     if case.seen is None:
         return
-    context, words = context_of(case), case.words()
+    words, calm = case.words, "calm" in context.signs
     for pattern, indexes in case.seen.hits:
         reading = read(pattern, context)
         if reading is None:
             continue
-        lines = [f"line {case.seen.log.numbers[index]}: {text.quoted(case.seen.log.lines[index])}" for index in indexes[:_SHOWN]]
+        lines = [case.seen.quoted(index) for index in indexes[:_SHOWN]]
         more = [f"and {len(indexes) - _SHOWN} more of the kind"] if len(indexes) > _SHOWN else []
         why = [reading.meaning, *lines, *more]
         if reading.next_command:
             why.append(f"To be surer: {reading.next_command}")
         if reading.avoid:
             why.append(f"What not to do: {reading.avoid}")
-        yield finding(reading.cause, reading.severity, reading.certainty, why, case.advise(*reading.remedies, **words))
+        severity = "warning" if calm and reading.severity == "problem" else reading.severity
+        yield finding(reading.cause, severity, reading.certainty, why, case.advise(*reading.remedies, **words))
 
 
 def context_of(case: Case) -> Context:
     """What the conditions of readings are held against: the machine, and what else the log shows."""
     assert case.seen is not None  # noqa: S101  # the rule above returns without a log
+    shown = signs.derive(case) | case.seen.ids
+    facts: Context | None = case.kept.get("context")
+    if facts is None:
+        facts = case.kept["context"] = _context(case)
+    return Context(facts.gfx, facts.rocm, facts.torch, facts.kernel, facts.system, facts.environment, facts.python, facts.app, shown)
+
+
+def _context(case: Case) -> Context:
+    assert case.log is not None  # noqa: S101
     torch = case.machine.torches[0] if case.machine.torches else None
     base = case.context(torch)
-    told = case.seen.log.told
+    told = case.log.told
     return Context(
         gfx=base.gfx,
         rocm=base.rocm or told.get("rocm"),
@@ -91,24 +117,10 @@ def context_of(case: Case) -> Context:
         system=base.system,
         environment=base.environment,
         python=told.get("python"),
-        app=case.seen.log.app,
-        signs=signs.derive(case) | case.seen.ids,
+        app=case.log.app,
     )
 
 
 def read(pattern: Pattern, context: Context) -> Reading | None:
     """The reading that speaks here, if one does."""
     return next((reading for reading in pattern.row.readings if holds(reading.when, context)), None)
-
-
-def _harmless(pattern: Pattern, possible: Set[str]) -> bool:
-    if pattern.row.shows == "report":
-        return True
-    if pattern.row.general or not any(reading.severity == "info" for reading in pattern.row.readings):
-        return False
-    return not _serious(pattern, possible)
-
-
-def _serious(pattern: Pattern, possible: Set[str]) -> bool:
-    """True if a reading says problem that the other lines do not rule out; what the machine says of it is asked later."""
-    return any(reading.severity == "problem" and all_shown(reading.when.signs, possible) for reading in pattern.row.readings)

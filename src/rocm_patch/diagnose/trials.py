@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rocm_patch.diagnose.case import Case, finding
-from rocm_patch.model import Finding, Trial
+from rocm_patch.model import Finding, Trial, Trials
 
 BAD = ("wrong", "crash", "hang", "stuck", "reset")
 
@@ -28,6 +28,18 @@ def probes(case: Case) -> Iterator[Finding]:
     off = [trial for trial in trials if trial.configuration == "miopen-off" and trial.dtype == "float16" and trial.verdict == "wrong"]
     if off:
         yield finding("numerical", "warning", 0.9, [f"fp16 gives wrong values on this card: {_words(off[0])}. Use fp32."])
+
+
+def failed(ran: Trials | None) -> bool:
+    """True if something that ran on a GPU did not do its work."""
+    return ran is not None and ran.device != "cpu" and any(trial.verdict in (*BAD, "error") for trial in ran.trials)
+
+
+def passed(ran: Trials | None) -> bool:
+    """True if all that ran on a GPU did, and convolutions among it."""
+    if ran is None or ran.device == "cpu" or failed(ran):
+        return False
+    return any(trial.verdict == "passed" and "conv" in trial.probe for trial in ran.trials)
 
 
 def _bad(trial: Trial) -> bool:

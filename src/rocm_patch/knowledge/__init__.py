@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from rocm_patch.knowledge.matching import Finder
 
 T = TypeVar("T")
+A = TypeVar("A")
+
+_REMEMBERED: Final = 8192
 
 TABLES: Final = ("classes", "gpus", "settings", "remedies", "evidence", "signatures", "wheels", "launchers")
 
@@ -72,9 +75,16 @@ class Knowledge:
         return {name: next(iter(chips)) for name, chips in found.items() if len(chips) == 1 and len(name) > 2}
 
     @functools.cached_property
-    def remembered(self) -> dict[Any, tuple[Any, ...]]:
+    def remembered(self) -> dict[Any, Any]:
         """Answers that follow from the tables alone, by question: a batch asks the same ones often."""
         return {}
+
+    def remember(self, question: Any, answer: A) -> A:
+        """Keep an answer. There is an end to how many are kept: then it starts anew."""
+        if len(self.remembered) >= _REMEMBERED:
+            self.remembered.clear()
+        self.remembered[question] = answer
+        return answer
 
     def covered(self, targets: frozenset[str], judge: Callable[[str, str, str], bool]) -> frozenset[str]:
         """Chips that one of the targets is for, by a judge of (target, chip, generic); remembered, for a batch asks it of few sets often."""

@@ -48,6 +48,8 @@ SIGNS: Final = {
     "integrated-named": "the log names the target of an integrated GPU, and the card that is told is another",
     "two-versions": "the log names two versions of one library",
     "prose": "somebody's words, without a line that a program printed",
+    "failure-told": "such words, and they state a failure that is there",
+    "calm": "such words, and all they do is ask, announce, compare, or say that nothing fails any more",
 }
 """Words for what follows from the facts; `on-NAME` is the distribution besides. `diagnose.signs` derives them."""
 
@@ -74,7 +76,7 @@ def holds(condition: Condition, context: Context) -> bool:
     if condition.signs and not all_shown(condition.signs, context.signs):
         return False
     if condition.no_signs:
-        for group in _alternatives(condition.no_signs):
+        for group in wanted(condition.no_signs):
             if not group.isdisjoint(context.signs):
                 return False
     if not _on(condition, context):
@@ -161,14 +163,15 @@ def _on(condition: Condition, context: Context) -> bool:
 
 def all_shown(words: tuple[str, ...], signs: Set[str]) -> bool:
     """True if of each of the words, 'a|b' being one of them, something is shown."""
-    for group in _alternatives(words):  # noqa: SIM110  # a generator costs more than the question
+    for group in wanted(words):  # noqa: SIM110  # a generator costs more than the question
         if group.isdisjoint(signs):
             return False
     return True
 
 
 @functools.lru_cache(maxsize=4096)
-def _alternatives(words: tuple[str, ...]) -> tuple[frozenset[str], ...]:
+def wanted(words: tuple[str, ...]) -> tuple[frozenset[str], ...]:
+    """Words of which 'a|b' is one of them, as the sets of which one word each must be shown."""
     return tuple(frozenset(word.split("|")) for word in words)
 
 

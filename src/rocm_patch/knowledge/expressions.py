@@ -16,11 +16,15 @@ _COMMON: Final = frozenset(("amd", "amdgpu", "card", "device", "gpu", "rocm", "t
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one expression: `words`, one of which (in lower case) each match contains, and `ways`, in which one start can fail at most."""
+    """Of one expression: `words`, one of which (in lower case) each match contains, and `ways`, in which one start can fail at most.
+
+    `needs` are all such sets of words: of each of them one stands in whatever matches.
+    """
 
     words: tuple[str, ...]
     ways: int
     bounded: bool
+    needs: tuple[tuple[str, ...], ...] = ()
 
 
 def study(pattern: str) -> Facts:
@@ -45,19 +49,21 @@ def alternatives(pattern: str) -> tuple[str, ...]:
 
 
 def _alternatives(pieces: list[str], index: int) -> tuple[Facts, int]:
-    words: tuple[str, ...] = ()
-    ways, bounded = 1, True
+    found = list[Facts]()
     while True:
         one, index = _sequence(pieces, index)
-        words, ways, bounded = words + one.words, max(ways, one.ways), bounded and one.bounded
+        found.append(one)
         if index == len(pieces) or pieces[index] != "|":
-            return Facts(words, ways, bounded), index
+            words = tuple(word for each in found for word in each.words)
+            needs = found[0].needs if len(found) == 1 else (words,)
+            return Facts(words, max(each.ways for each in found), all(each.bounded for each in found), needs), index
         index += 1
 
 
 def _sequence(pieces: list[str], index: int) -> tuple[Facts, int]:
     """One alternative: its longest run of letters, or the words of a group that must be there."""
     best: tuple[str, ...] = ("",)
+    needs = list[tuple[str, ...]]()
     run, ways, bounded = "", 1, True
     while index < len(pieces) and pieces[index] not in ("|", ")"):
         piece = pieces[index]
@@ -76,10 +82,14 @@ def _sequence(pieces: list[str], index: int) -> tuple[Facts, int]:
         if letter and (least, most) == (1, 1):
             run += letter
             continue
-        best, run = _better(best, (run + letter * bool(least),)), ""
+        run += letter * bool(least)
+        needs.append((run,))
+        best, run = _better(best, (run,)), ""
         if group is not None and least:
             best = _better(best, group.words)
-    return Facts(_better(best, (run,)), ways, bounded), index
+            needs.extend(group.needs)
+    needs.append((run,))
+    return Facts(_better(best, (run,)), ways, bounded, tuple(need for need in needs if all(need))), index
 
 
 def _repeated(pieces: list[str], index: int) -> tuple[int, int, int]:

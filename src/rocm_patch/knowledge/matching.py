@@ -11,10 +11,11 @@ import bisect
 import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
+from rocm_patch.knowledge.conditions import wanted
 from rocm_patch.knowledge.expressions import alternatives, study
 from rocm_patch.model import Signature
 
@@ -38,10 +39,30 @@ _TOKEN: Final = re.compile(r"[a-z0-9_]+")
 
 @dataclass(frozen=True)
 class Part:
-    """One alternative of a signature's expression, and the words of which one stands in whatever it matches."""
+    """One alternative of a signature's expression, and the words of which one stands in whatever it matches.
+
+    `needs` are further sets of words of which the same is true: to look for them is far cheaper than to try the expression.
+    """
 
     words: tuple[str, ...]
     regex: re.Pattern[str]
+    needs: tuple[tuple[str, ...], ...] = ()
+
+    @classmethod
+    def of(cls, pattern: str) -> Part:
+        """Compile an expression in lower case."""
+        facts = study(pattern)
+        return cls(facts.words, re.compile(pattern), tuple(dict.fromkeys(need for need in facts.needs if need != facts.words)))
+
+    def found(self, low: str) -> bool:
+        """True if it matches somewhere in a line in lower case."""
+        for need in self.needs:
+            for word in need:
+                if word in low:
+                    break
+            else:
+                return False
+        return self.regex.search(low) is not None
 
 
 @dataclass(frozen=True)
@@ -55,12 +76,35 @@ class Pattern:
     def of(cls, row: Signature) -> Pattern:
         """Compile a row. Alternatives apart are quicker than together: only those whose words are there are tried."""
         small = _CAPITAL.sub(lambda match: match.group().lower() if len(match.group()) == 1 else match.group(), row.pattern)
-        return cls(row, tuple(Part(study(one).words, re.compile(one)) for one in alternatives(small)))
+        return cls(row, tuple(Part.of(one) for one in alternatives(small)))
+
+    @functools.cached_property
+    def _problems(self) -> tuple[tuple[frozenset[str], ...], ...]:
+        """The signs of each reading that says problem: of each set one must be shown."""
+        return tuple(wanted(reading.when.signs) for reading in self.row.readings if reading.severity == "problem")
+
+    @functools.cached_property
+    def _may_be_quiet(self) -> bool:
+        return self.row.shows == "report" or (not self.row.general and any(reading.severity == "info" for reading in self.row.readings))
+
+    def serious(self, possible: Set[str]) -> bool:
+        """True if a reading says problem that the other lines do not rule out; what the machine says of it is asked later."""
+        for groups in self._problems:
+            for group in groups:
+                if group.isdisjoint(possible):
+                    break
+            else:
+                return True
+        return False
+
+    def quiet(self, possible: Set[str]) -> bool:
+        """True if its lines are known to be harmless beside the others: general words in them are no complaint."""
+        return self._may_be_quiet and (self.row.shows == "report" or not self.serious(possible))
 
     def matches(self, line: str) -> bool:
         """True if the line is one of these."""
         short = cut(line).lower()
-        return any(part.regex.search(short) for part in self.parts)
+        return any(part.found(short) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -86,16 +130,17 @@ class Finder:
         whole = "\n".join(lowered)
         starts = list(itertools.accumulate((len(low) + 1 for low in lowered), initial=0)) if len(lowered) > _FEW else []
         for word in self._words(whole):
-            there = _lines_with(word, whole, starts) if starts else [index for index, low in enumerate(lowered) if word in low]
+            if len(lowered) == 1:
+                there = [0]
+            else:
+                there = _lines_with(word, whole, starts) if starts else [index for index, low in enumerate(lowered) if word in low]
             for place, part in self.index[word]:
-                known = hits.get(place, set())
+                known = hits.get(place)
                 for index in there:
-                    if len(known) == _HITS:
-                        break
-                    if index not in known and part.regex.search(lowered[index]):
+                    if (known is None or (index not in known and len(known) < _HITS)) and part.found(lowered[index]):
+                        if known is None:
+                            known = hits[place] = set()
                         known.add(index)
-                if known:
-                    hits[place] = known
         return [(self.patterns[place], tuple(sorted(hits[place]))) for place in sorted(hits)]
 
     @functools.cached_property

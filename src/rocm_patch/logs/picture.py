@@ -48,7 +48,7 @@ _PLATFORM: Final = Platform(
 _NOBODY: Final = Machine("", (), (), _PLATFORM, (), (), (), _UNTOLD, ())
 """A machine of which nothing is told."""
 _MOST: Final = 16
-_REMEMBERED: Final = 4096
+_OF_TORCH: Final = ("torch", "hip", "cuda", "python", "numpy")
 _NIGHTLY: Final = re.compile(r"(?:a|rc|dev)20\d{6}")
 _TARGET: Final = re.compile(r"gfx[0-9a-f]{3,4}")
 _INTEGRATED: Final = re.compile(r"(?i)\biGPU|integrated|\bAPU\b")
@@ -78,8 +78,8 @@ def picture(told: Told, knowledge: Knowledge, base: Machine | None = None, code:
     if cards:
         machine = replace(machine, gpus=cards)
     if "torch" in values or "hip" in values or "cuda" in values:
-        torch = _torch(values)
-        machine, images = replace(machine, torches=(torch,)), _code(torch, knowledge)
+        torch, images = _torch_and_code(values, knowledge)
+        machine = replace(machine, torches=(torch,))
     if "rocm" in values:
         number = re.search(r"\d+(?:\.\d+)+", values["rocm"])
         version: Fact[str] = Known(number.group(), _SOURCE) if number else Unknown(f"{values['rocm'][:40]!r} is no version", _SOURCE)
@@ -111,12 +111,9 @@ def _platform(values: Mapping[str, str], platform: Platform) -> Platform:
 def _cards(values: Mapping[str, str], knowledge: Knowledge) -> tuple[Gpu, ...]:
     """The cards told of; a batch speaks of the same few again and again."""
     name, targets = values.get("gpu", ""), values.get("gfx", "")
-    key, known = ("cards", name, targets), knowledge.remembered
-    if key not in known:
-        if len(known) > _REMEMBERED:
-            known.clear()
-        known[key] = _gpus(name, targets, knowledge)
-    return known[key]
+    key = ("cards", name, targets)
+    found = knowledge.remembered.get(key)
+    return knowledge.remember(key, _gpus(name, targets, knowledge)) if found is None else found
 
 
 def _gpus(name: str, targets: str, knowledge: Knowledge) -> tuple[Gpu, ...]:
@@ -161,6 +158,16 @@ def _gpu(name: str, gfx: str, knowledge: Knowledge) -> Gpu:
         memory_bytes=_UNTOLD,
         atomics=Atomics("unknown", "not told", _UNTOLD, _UNTOLD, row.atomics_free_firmware if row else 0),
     )
+
+
+def _torch_and_code(values: Mapping[str, str], knowledge: Knowledge) -> tuple[TorchInstall, Images]:
+    """The torch told of and what it contains; many users have the same."""
+    key = ("torch", *map(values.get, _OF_TORCH))
+    found = knowledge.remembered.get(key)
+    if found is None:
+        torch = _torch(values)
+        found = knowledge.remember(key, (torch, _code(torch, knowledge)))
+    return found
 
 
 def _torch(values: Mapping[str, str]) -> TorchInstall:

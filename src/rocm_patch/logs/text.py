@@ -113,5 +113,7 @@ def _pieces(line: str) -> tuple[str, ...]:
 
 def quoted(line: str) -> str:
     """A line as it may be shown: redacted, one blank where there were many, not longer than a few hundred characters."""
-    short = redact.text(_SYSLOG.sub(r"\1 <host> ", " ".join(line.split())))
+    plain = " ".join(line.split())
+    head = _SYSLOG.match(plain)
+    short = redact.text(f"{head.group(1)} <host> {plain[head.end() :]}" if head else plain)
     return short if len(short) <= _QUOTED else short[: _QUOTED - 4] + " ..."

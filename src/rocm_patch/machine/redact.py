@@ -12,22 +12,27 @@ from rocm_patch.model import Known, Recording
 
 _GROUPS = {"render", "video", "root", "wheel", "sudo", "docker", "adm", "users", "input", "kvm"}
 _WORDS = re.compile(r"^(amdgpu|radeon|iommu|amd_iommu|intel_iommu|pci|pcie_|nomodeset|quiet|splash|ro|rw|mitigations|drm|video|processor|idle|panic)")
+_HOME = re.compile(r"[/\\]+(?:home|Users|users)[/\\]+[^/\\\s:\"']+")
+_IDS = re.compile(r"\b(uid|gid|groups)=(\d+)\([^)]*\)")
 _PATTERNS = (
-    # a letter that each match contains, expression, what is put
-    ("-", re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE), "<uuid>"),
-    (":", re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", re.IGNORECASE), "<mac>"),
-    ("-", re.compile(r"\b(?:[0-9a-f]{2}-){5}[0-9a-f]{2}\b", re.IGNORECASE), "<mac>"),
-    (":", re.compile(r"(?<![\w:.])(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}|(?:[0-9a-f]{1,4}:){1,6}(?::[0-9a-f]{1,4}){2,6})(?![\w:])"), "<address>"),
-    (".", re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]|-[a-z])"), "<address>"),
-    ("@", re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"), "<mail>"),
-    ("@", re.compile(r"\b[a-z_][\w.-]*@[\w-]+(?=:[~/]|:? ?[$#~])"), "<user>@<host>"),
-    ("", re.compile(r"(?i)\b(serial[ _-]?(?:number|no)?|unique_id)(\W+)\w+"), r"\1\2<serial>"),
-    ("G", re.compile(r"\bGPU-[0-9a-f]{12,}\b"), "GPU-<serial>"),
-    ("", re.compile(r"[/\\]+(?:home|Users|users)[/\\]+[^/\\\s:\"']+"), "/home/user"),
-    ("/media/", re.compile(r"/media/[^/\s:\"']+"), "/media/user"),
-    (" member of", re.compile(r"(?<!\S)\S+( is (?:not )?(?:a )?member of)"), r"<user>\1"),
-    ("id=", re.compile(r"\b(uid|gid|groups)=(\d+)\([^)]*\)"), r"\1=\2(<name>)"),
-    ("Linux ", re.compile(r"\bLinux (?!version)[\w.-]+ (?=\d+\.\d+\.\d)"), "Linux <host> "),
+    # what each match contains (in lower case) and how often at least, expression, what is put
+    ("-", 4, re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE), "<uuid>"),
+    (":", 5, re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", re.IGNORECASE), "<mac>"),
+    ("-", 5, re.compile(r"\b(?:[0-9a-f]{2}-){5}[0-9a-f]{2}\b", re.IGNORECASE), "<mac>"),
+    (":", 3, re.compile(r"(?<![\w:.])(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}|(?:[0-9a-f]{1,4}:){1,6}(?::[0-9a-f]{1,4}){2,6})(?![\w:])"), "<address>"),
+    (".", 3, re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]|-[a-z])"), "<address>"),
+    ("@", 1, re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"), "<mail>"),
+    ("@", 1, re.compile(r"\b[a-z_][\w.-]*@[\w-]+(?=:[~/]|:? ?[$#~])"), "<user>@<host>"),
+    ("serial", 1, re.compile(r"\b(serial[ _-]?(?:number|no)?)(\W+)(?!serial>)\w+", re.IGNORECASE), r"\1\2<serial>"),
+    ("unique_id", 1, re.compile(r"\b(unique_id)(\W+)(?!serial>)\w+", re.IGNORECASE), r"\1\2<serial>"),
+    ("gpu-", 1, re.compile(r"\bGPU-[0-9a-f]{12,}\b"), "GPU-<serial>"),
+    ("home", 1, _HOME, "/home/user"),
+    ("users", 1, _HOME, "/home/user"),
+    ("/media/", 1, re.compile(r"/media/[^/\s:\"']+"), "/media/user"),
+    (" member of", 1, re.compile(r"(?<!\S)\S+( is (?:not )?(?:a )?member of)"), r"<user>\1"),
+    ("id=", 1, _IDS, r"\1=\2(<name>)"),
+    ("groups=", 1, _IDS, r"\1=\2(<name>)"),
+    ("linux ", 1, re.compile(r"\bLinux (?!version)[\w.-]+ (?=\d+\.\d+\.\d)"), "Linux <host> "),
 )
 
 
@@ -51,8 +56,9 @@ def words(names: Iterable[str]) -> list[re.Pattern[str]]:
 
 def text(line: str, words: Iterable[re.Pattern[str]] = ()) -> str:
     """One string, redacted."""
-    for hint, pattern, put in _PATTERNS:
-        if hint in line:
+    low = line.lower()
+    for hint, least, pattern, put in _PATTERNS:
+        if hint in low and (least == 1 or low.count(hint) >= least):
             line = pattern.sub(put, line)
     for word in words:
         line = word.sub("<name>", line)
