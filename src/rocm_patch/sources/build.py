@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rocm_patch import sources
+from rocm_patch import codec, sources
 from rocm_patch.errors import RefusedError, RocmPatchError, UsageError
 from rocm_patch.root import Root
 from rocm_patch.sources import build_distribution, build_failures, fetch
@@ -161,7 +161,7 @@ def _with_versions(checks: Checks, request: Request, version: str, installed: st
         misses.append(
             Miss("a build runs scripts of its sources, and as root they could do anything", "build as a user; --allow-root in a throw-away container")
         )
-    return Checks(tuple(misses), tuple(notes), checks.tools, checks.jobs, checks.disk_free, checks.memory_free, checks.install)
+    return Checks(tuple(misses), tuple(notes), checks.tools, checks.jobs, checks.disk_free, checks.memory_free, checks.places, checks.install)
 
 
 def run(plan: Plan, say: Callable[[str], None] = lambda _: None, progress: Callable[[Progress], None] = lambda _: None) -> Result:
@@ -206,8 +206,8 @@ class _Build:
         self._stage("built", built, lambda: self._commands("built", self.recipe.build, files))
         install = digest(built, self._filled(self.recipe.install, files))
         mark = self._stage("staged", install, lambda: self._install(files), lambda mark: whole(self.work.at("staged"), str(mark)))
-        self.say("looking through the result")
-        proven = prove(self.work.at("staged"), self.recipe.proof, self.request.gpu, {})
+        seen = self._stage("proven", digest(mark, codec.encode(self.recipe.proof), self.request.gpu), self._prove)
+        proven: tuple[Proven, ...] = codec.decode(tuple[Proven, ...], seen, "the stamp of the stage 'proven'")
         return Result(self.work.at("staged"), str(mark), proven, tuple(self.reused))
 
     def _stage(self, name: str, inputs: str, do: Callable[[], object], good: Callable[[object], bool] = lambda _: True) -> object:
@@ -241,6 +241,10 @@ class _Build:
             self.say(f"patching: {patch.id}")
             files += [change.file for change in sources.apply(patch, tree).changes]
         return sorted(set(files))
+
+    def _prove(self) -> object:
+        self.say("looking through the result")
+        return codec.encode(prove(self.work.at("staged"), self.recipe.proof, self.request.gpu, {}))
 
     def _configure(self, files: object) -> None:
         remove(self.work.at("build"))
@@ -301,7 +305,14 @@ class _Build:
         stage = self.work.at("destination")
         names |= {"destination": stage, "stage": stage + self.request.prefix, "gpu": self.request.gpu, "jobs": str(self.plan.checks.jobs)}
         cache = next((self.plan.checks.tools[name].path for name in ("ccache", "sccache") if name in self.plan.checks.tools), "")
-        return {**placeholders(self.plan.checks.tools), **names, "version": self.plan.version, "kernel": os.uname().release, "launcher": cache}
+        return {
+            **placeholders(self.plan.checks.tools),
+            **self.plan.checks.places,
+            **names,
+            "version": self.plan.version,
+            "kernel": os.uname().release,
+            "launcher": cache,
+        }
 
     def _filled(self, commands: Sequence[Sequence[str]], files: object) -> list[list[str]]:
         """Commands with their placeholders filled. `{objects}` becomes a word for each patched file; a word that ends empty after '=' stays."""
@@ -321,7 +332,7 @@ class _Build:
             "CCACHE_DIR": os.path.join(os.path.dirname(self.work.folder), "ccache"),
             "SCCACHE_DIR": os.path.join(os.path.dirname(self.work.folder), "sccache"),
         }
-        return {**base, **{name: fill(value, values) for name, value in self.recipe.environment.items()}}
+        return {**base, **{name: filled for name, value in self.recipe.environment.items() if "{" not in (filled := fill(value, values))}}
 
     def _versions(self) -> list[tuple[str, str]]:
         return sorted((found.path, found.version) for found in self.plan.checks.tools.values())

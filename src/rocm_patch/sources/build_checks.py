@@ -21,7 +21,7 @@ from rocm_patch.sources.build_recipe import Library, Recipe, Tool
 PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:/opt/rocm/bin:/opt/rocm/llvm/bin"
 _RESERVE: Final = 1024
 """MiB that the rest of the machine keeps."""
-_NUMBER: Final = re.compile(r"\d+(?:\.\d+)+|\d+")
+_NUMBERS: Final = (re.compile(r"\d+(?:\.\d+)+"), re.compile(r"\d+"))
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Checks:
     jobs: int
     disk_free: int
     memory_free: int
+    places: Mapping[str, str]
+    """Folders of libraries that a recipe gives a name."""
     install: str
     """One command for all missing packages; empty where none is missing."""
 
@@ -66,9 +68,13 @@ def check(recipe: Recipe, distribution: Distribution, folder: str, jobs: int = 0
             missing.append(tool.packages)
             misses.append(Miss(complaint, distribution.install([tool.packages])))
     values = {**placeholders(tools), "kernel": os.uname().release}
+    places = dict[str, str]()
     for library in recipe.library:
         packages = MappingProxyType({manager: fill(names, values) for manager, names in library.packages.items()})
-        if not _has(library, values):
+        there, file = _has(library, values)
+        if library.name and file:
+            places[library.name] = os.path.dirname(file)
+        if not there:
             missing.append(packages)
             misses.append(Miss(f"{library.what} is not installed", distribution.install([packages])))
     install = distribution.install(missing) if missing else ""
@@ -90,7 +96,7 @@ def check(recipe: Recipe, distribution: Distribution, folder: str, jobs: int = 0
         if path := shutil.which(name, path=PATH):
             tools[name] = Found(path, "")
             break
-    return Checks(tuple(misses), tuple(notes), MappingProxyType(tools), jobs or best, disk, memory, install)
+    return Checks(tuple(misses), tuple(notes), MappingProxyType(tools), jobs or best, disk, memory, MappingProxyType(places), install)
 
 
 def placeholders(tools: Mapping[str, Found]) -> dict[str, str]:
@@ -147,7 +153,7 @@ def _version(path: str) -> str:
         said = run([os.path.realpath(path) if os.geteuid() == 0 else path, "--version"], timeout=30).out.decode("utf-8", "replace")
     except RocmPatchError:
         return ""
-    match = _NUMBER.search(said)
+    match = next((found for pattern in _NUMBERS if (found := pattern.search(said))), None)  # x86_64-linux-gnu-gcc-12 (...) 12.2.0
     return match.group() if match else ""
 
 
@@ -158,16 +164,16 @@ def _older(version: str, least: str) -> bool:
         return True
 
 
-def _has(library: Library, values: Mapping[str, str]) -> bool:
-    if library.pkg_config:
-        program = shutil.which("pkg-config", path=PATH) or shutil.which("pkgconf", path=PATH)
-        if program:
-            try:
-                if run([os.path.realpath(program), "--exists", library.pkg_config], timeout=30).code == 0:
-                    return True
-            except RocmPatchError:
-                pass
-    return any(glob.glob(fill(pattern, values)) for pattern in library.files)
+def _has(library: Library, values: Mapping[str, str]) -> tuple[bool, str]:
+    """Whether it is there, and the file by which it was found."""
+    file = next((path for pattern in library.files for path in sorted(glob.glob(fill(pattern, values)), reverse=True)), "")
+    program = shutil.which("pkg-config", path=PATH) or shutil.which("pkgconf", path=PATH)
+    if file or not library.pkg_config or not program:
+        return bool(file), file
+    try:
+        return run([os.path.realpath(program), "--exists", library.pkg_config], timeout=30).code == 0, ""
+    except RocmPatchError:
+        return False, ""
 
 
 def _disk(folder: str) -> int:

@@ -53,13 +53,18 @@ def explain(text: str, packages: str) -> Reason:
     """The reason in a log. `packages` is the command that installs what the recipe needs."""
     lines = [line[:_LINE] for line in text.splitlines()]
     for row in load():
-        pattern = re.compile(row.pattern)
+        pattern = _compiled(row.pattern)
         for number, line in enumerate(lines):
             if match := pattern.search(line):
                 named = next((group for group in match.groups() if group), "")
                 meaning, remedy = (words.replace("{1}", named).replace("{packages}", packages) for words in (row.meaning, row.remedy))
                 return Reason(row.id, meaning, remedy, tuple(lines[max(0, number - 2) : number + 3]))
     return Reason("", "No known cause.", "The log holds the whole story; its end is above.", tuple(lines[-_SHOWN:]))
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
 
 
 def tail(path: str) -> str:

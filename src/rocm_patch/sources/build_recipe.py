@@ -42,6 +42,8 @@ class Library:
     pkg_config: str = ""
     files: tuple[str, ...] = ()
     """Patterns of absolute paths, with the placeholders of commands."""
+    name: str = ""
+    """`{name}` in commands is the folder of the file that was found."""
 
 
 @dataclass(frozen=True)
