@@ -192,6 +192,9 @@ def _download(wanted: Origin, path: str) -> str:
     try:
         with urllib.request.urlopen(request, timeout=60) as answer, open(part, "ab" if have and answer.status == 206 else "wb") as file:  # noqa: S310
             shutil.copyfileobj(answer, file, 1 << 20)
+            wanted_length = int(answer.headers.get("Content-Length") or 0)
+            if file.tell() - (have if answer.status == 206 else 0) < wanted_length:  # http.client does not mind
+                raise ConnectionError("the connection broke off")
     except urllib.error.HTTPError as error:
         remove(part)
         raise RocmPatchError(f"{wanted.place}: the server says {error.code} {error.reason}", "--source DIR builds what you have") from error
