@@ -109,7 +109,12 @@ def plan(request: Request, recipes: tuple[Recipe, ...], root: Root, environment:
         )
     )
     checks = check(recipe, distribution, work.folder, request.jobs)
-    return Plan(request, recipe, version, installed, origin, _patches(request), _with_versions(checks, request, version, installed), work)
+    patches = _patches(request)
+    if not patches and any("{objects}" in argv for argv in recipe.build):  # make without a target would build all of it
+        raise UsageError(
+            f"{recipe.component}: only patched objects are built, and no patch was named", "--patch ID, as `rocm-patch patches list` shows them"
+        )
+    return Plan(request, recipe, version, installed, origin, patches, _with_versions(checks, request, version, installed), work)
 
 
 def _told(source: str) -> str:
