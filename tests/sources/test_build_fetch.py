@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import build_project as project
 
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError, UsageError
+from rocm_patch.root import Root
 from rocm_patch.sources import build, fetch
 from rocm_patch.sources.unpack import unpack
 
@@ -135,6 +136,64 @@ def test_a_commit_is_fetched_by_its_name(tmp_path):
     with pytest.raises(RocmPatchError) as failed:
         fetch.fetch(other.origin, other.work, lambda _: None)
     assert "no such tag" in failed.value.hint
+
+
+@pytest.fixture
+def distribution(tmp_path, monkeypatch):
+    """A source package of our own in an archive of our own, asked for by the real apt."""
+    if not all(Path("/usr/bin", tool).exists() for tool in ("apt-get", "dpkg-source", "dpkg-scansources")):
+        pytest.skip("needs apt and dpkg-dev")
+    pool = tmp_path / "pool"
+    source = project.plant(pool / "rocr-runtime-1.2.3")
+    packed(source, pool / "rocr-runtime_1.2.3.orig.tar.gz")
+    (source / "debian/source").mkdir(parents=True)
+    (source / "debian/source/format").write_text("3.0 (quilt)\n")
+    (source / "debian/changelog").write_text(
+        "rocr-runtime (1.2.3-4) sid; urgency=low\n\n  * x\n\n -- x <x@example.org>  Wed, 01 Jan 2020 00:00:00 +0000\n"
+    )
+    control = (
+        "Source: rocr-runtime\nMaintainer: x <x@example.org>\nStandards-Version: 4.6.0\n\nPackage: small\nArchitecture: any\nDescription: x\n x\n"
+    )
+    (source / "debian/control").write_text(control)
+    (source / "debian/rules").write_text("#!/usr/bin/make -f\n")
+    subprocess.run(["dpkg-source", "-b", source.name], cwd=pool, check=True, capture_output=True)
+    index = subprocess.run(["dpkg-scansources", "."], cwd=pool, check=True, capture_output=True).stdout
+    (pool / "Sources").write_bytes(index)
+    for name in ("lists/partial", "cache/archives/partial", "etc"):
+        (tmp_path / "apt" / name).mkdir(parents=True)
+    (tmp_path / "apt/etc/sources.list").write_text(f"deb-src [trusted=yes] file:{pool} ./\n")
+    (tmp_path / "apt/status").write_text("")
+    settings = {"Dir::Etc": "etc", "Dir::State": "", "Dir::State::status": "status", "Dir::Cache": "cache", "Dir::State::lists": "lists"}
+    lines = [f'{key} "{tmp_path}/apt/{value}";' for key, value in settings.items()]
+    (tmp_path / "apt.conf").write_text("\n".join([*lines, 'Dir::Etc::sourceparts "-";', 'APT::Sandbox::User "root";']))
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    subprocess.run(["apt-get", "update"], check=True, capture_output=True)
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "root/etc/os-release").write_text("ID=debian\n")
+    return Root(str(tmp_path / "root")), pool
+
+
+APT = {'date = "2026-11"': 'date = "2026-11"\napt = "rocr-runtime"'}
+
+
+@needs_compiler
+def test_a_source_package_is_fetched_checked_and_built(tmp_path, distribution):
+    plan = project.planned("apt", tmp_path, project.recipes(**APT), distribution[0])
+    assert plan.origin == fetch.Origin("apt", "rocr-runtime", "1.2.3")
+    assert build.run(plan).proven[0].soname == "libsmall.so.1"
+
+
+def test_a_source_package_of_another_version_is_refused(tmp_path, distribution):
+    plan = project.planned("apt", tmp_path, project.recipes(**APT), distribution[0], version="1.2.4")
+    with pytest.raises(RefusedError, match="the source package rocr-runtime is 1.2.3-4, 1.2.4 was asked for"):
+        build.run(plan)
+
+
+def test_a_source_package_that_was_changed_on_the_way_is_refused(tmp_path, distribution):
+    path = distribution[1] / "rocr-runtime_1.2.3.orig.tar.gz"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(RocmPatchError, match="apt-get source failed"):
+        build.run(project.planned("apt", tmp_path, project.recipes(**APT), distribution[0]))
 
 
 def member(name, kind=tarfile.REGTYPE, link="", size=0):

@@ -97,8 +97,7 @@ def plan(request: Request, recipes: tuple[Recipe, ...], root: Root, environment:
         raise UsageError("--prefix is an absolute path, --jobs a number, --version as 6.4.3")
     distribution = build_distribution.read(root)
     newest = choose(request.component, "", recipes)
-    kernel = os.uname().release
-    installed = (re.match(r"[\d.]+", kernel) or [""])[0] if newest.component == "kernel" else distribution.version_of(newest.installed)
+    installed = _kernel() if newest.component == "kernel" else distribution.version_of(newest.installed)
     version = request.version or _told(request.source) or installed
     recipe = choose(request.component, version, recipes)
     origin = fetch.origin(request.source, recipe, version, distribution.manager)
@@ -115,6 +114,13 @@ def plan(request: Request, recipes: tuple[Recipe, ...], root: Root, environment:
             f"{recipe.component}: only patched objects are built, and no patch was named", "--patch ID, as `rocm-patch patches list` shows them"
         )
     return Plan(request, recipe, version, installed, origin, patches, _with_versions(checks, request, version, installed), work)
+
+
+def _kernel() -> str:
+    """The running kernel's version as its makers count: Debian's release is called 6.1.0-37 whatever it is built from."""
+    names = os.uname()
+    match = re.search(r"Debian (\d+(?:\.\d+)+)", names.version) or re.match(r"(\d+(?:\.\d+)+)", names.release)
+    return match.group(1) if match else ""
 
 
 def _told(source: str) -> str:
