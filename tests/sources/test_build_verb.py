@@ -59,7 +59,9 @@ def test_root_gets_the_reason_and_5(small):
     assert "as root they could do anything" in ended.stdout
 
 
-@pytest.mark.parametrize("words", [("rocm",), ("rocr", "--version", "9"), ("rocr", "--patch", "rocr-nothing"), ("rocr", "--patch", "miopen-batchnorm-gfx101x")])
+@pytest.mark.parametrize(
+    "words", [("rocm",), ("rocr", "--version", "9"), ("rocr", "--patch", "rocr-nothing"), ("rocr", "--patch", "miopen-batchnorm-gfx101x")]
+)
 def test_what_cannot_be_meant_is_a_usage_error(small, words):
     ended = verb(*words, "--source", small, "--dry-run")
     assert ended.exit_code == 2
