@@ -59,7 +59,7 @@ class Stages:
         fixes = [fix for fix in self.recipe.fix if self._wanted(fix)]
         fetched = self._stage("fetched", fetch.identity(self.plan.origin), lambda: fetch.fetch(self.plan.origin, self.work, self.say))
         unpacked = digest(fetched, [(fix.files, fix.find, fix.replace, fix.count) for fix in fixes])
-        self._stage("unpacked", unpacked, lambda: fetch.place(self.plan.origin, self.work, lambda folder: _mend(folder, fixes)), self._is("source"))
+        self._stage("unpacked", unpacked, lambda: self._unpack(fixes), self._is("source"))
         patched = digest(unpacked, [(patch.id, repr(patch.form)) for patch in self.plan.patches])
         files = self._stage("patched", patched, self._patch)
         configured = digest(unpacked, self._words(self.recipe.configure, files), self._environment(), self._versions())
@@ -88,6 +88,10 @@ class Stages:
 
         found = self.plan.checks.tools.get(fix.tool)
         return found is not None and SpecifierSet(fix.versions).contains(found.version, prereleases=True)
+
+    def _unpack(self, fixes: Sequence[Fix]) -> None:
+        self.say("unpacking")
+        fetch.place(self.plan.origin, self.work, lambda folder: _mend(folder, fixes))
 
     def _patch(self) -> list[str]:
         """The tree as it should be: wanted patches in, others of ours out. Returns the files that differ from upstream's."""
