@@ -45,7 +45,9 @@ def document(plan: Plan, result: Result | None = None) -> dict[str, Any]:
 
 
 def command(plan: Plan, result: Result) -> str:
-    """What puts the result into use."""
+    """What puts the result into use; empty for kernel objects, which are linked into a module before anybody could load them."""
+    if plan.recipe.component == "kernel":
+        return ""
     words = f"--set name={plan.recipe.component} --set version={plan.version or 'local'} --set sha256={result.digest} --set source={result.staged}"
     return f"rocm-patch plan --remedy patched-prefix {words}"
 
@@ -80,7 +82,8 @@ def say_result(plan: Plan, result: Result, out: Console) -> None:
     if result.reused:
         out.print(Text(f"done before: {', '.join(result.reused)}"))
     out.print(Text(f"staged in {result.staged}; sha256 of its manifest {result.digest}"), soft_wrap=True)
-    out.print(Text(f"nothing is installed yet: {command(plan, result)}"), soft_wrap=True)
+    use = command(plan, result) or "objects prove that the patch compiles here; rocm-patch makes no module out of them"
+    out.print(Text(f"nothing is installed yet: {use}"), soft_wrap=True)
 
 
 class Meter:
