@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from rocm_patch.cli import benching, changing, explaining, fixing, looking, patching, probing, sanitizing, scanning
+from rocm_patch.cli import benching, building, changing, explaining, fixing, looking, patching, probing, sanitizing, scanning
 
 app = typer.Typer(
     name="rocm-patch",
@@ -30,7 +30,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-for module in (looking, explaining, scanning, probing, fixing, changing, sanitizing, benching, patching):
+for module in (looking, explaining, scanning, probing, fixing, changing, sanitizing, benching, patching, building):
     module.register(app)
 
 

@@ -1,0 +1,195 @@
+"""What is looked at before anything is fetched: tools, libraries, disk, memory, rights. Every lack with the command that ends it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from packaging.version import InvalidVersion, Version
+
+from rocm_patch.errors import RocmPatchError
+from rocm_patch.run import run
+from rocm_patch.sources.build_distribution import Distribution
+from rocm_patch.sources.build_recipe import Library, Recipe, Tool
+
+PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:/opt/rocm/bin:/opt/rocm/llvm/bin"
+_RESERVE: Final = 1024
+"""MiB that the rest of the machine keeps."""
+_NUMBERS: Final = (re.compile(r"\d+(?:\.\d+)+"), re.compile(r"\d+"))
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Something without which the build would fail later. `remedy` is the command for this distribution, or what to do."""
+
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tool that is there."""
+
+    path: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What was found. A build starts only without misses. Sizes in MiB."""
+
+    misses: tuple[Miss, ...]
+    notes: tuple[str, ...]
+    tools: Mapping[str, Found]
+    jobs: int
+    disk_free: int
+    memory_free: int
+    places: Mapping[str, str]
+    """Folders of libraries that a recipe gives a name."""
+    install: str
+    """One command for all missing packages; empty where none is missing."""
+
+
+def check(recipe: Recipe, distribution: Distribution, folder: str, jobs: int = 0) -> Checks:
+    """Look at the machine. `folder` is where the build will lie; `jobs` 0: as many as memory bears."""
+    misses, notes, missing = list[Miss](), list[str](), list[Mapping[str, str]]()
+    tools = dict[str, Found]()
+    for tool in recipe.tool:
+        found, complaint = _tool(tool)
+        if found:
+            tools[tool.name] = found
+        else:
+            missing.append(tool.packages)
+            misses.append(Miss(complaint, distribution.install([tool.packages])))
+    values = {**placeholders(tools), "kernel": os.uname().release}
+    places = dict[str, str]()
+    for library in recipe.library:
+        packages = MappingProxyType({manager: fill(names, values) for manager, names in library.packages.items()})
+        there, file = _has(library, values)
+        if library.name and file:
+            places[library.name] = os.path.dirname(file)
+        if not there:
+            missing.append(packages)
+            misses.append(Miss(f"{library.what} is not installed", distribution.install([packages])))
+    install = distribution.install(missing) if missing else ""
+    disk = _disk(folder)
+    used = _used(folder)
+    if disk + used < recipe.disk:
+        misses.append(
+            Miss(f"{folder} lies where {disk} MiB are free; the build takes {recipe.disk} MiB", "free some, or set XDG_CACHE_HOME elsewhere")
+        )
+    memory = memory_free()
+    best = max(1, min(len(os.sched_getaffinity(0)), (memory - _RESERVE) // recipe.memory))
+    if memory < recipe.memory:
+        misses.append(
+            Miss(f"{memory} MiB of memory are free; one job alone may take {recipe.memory} MiB", "close other programs, or add swap: man swapon")
+        )
+    if jobs > best:
+        notes.append(f"{jobs} jobs may take {jobs * recipe.memory} MiB of memory, {memory} MiB are free; {best} would be safe")
+    for name in ("ccache", "sccache"):
+        if path := shutil.which(name, path=PATH):
+            tools[name] = Found(path, "")
+            break
+    return Checks(tuple(misses), tuple(notes), MappingProxyType(tools), jobs or best, disk, memory, MappingProxyType(places), install)
+
+
+def placeholders(tools: Mapping[str, Found]) -> dict[str, str]:
+    """`{name}` -> path of a tool, `{name_version}` -> its major; `{llvm}` is the folder in which the compiler lies."""
+    values = {name: found.path for name, found in tools.items()}
+    values |= {f"{name}_version": found.version.partition(".")[0] for name, found in tools.items()}
+    if "clang" in tools:
+        values["llvm"] = os.path.dirname(os.path.dirname(os.path.realpath(tools["clang"].path)))
+    return values
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """A text with its placeholders replaced; an unknown one stays, so that a pattern with it finds nothing."""
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
+
+
+def memory_free() -> int:
+    """MiB that new processes may take: of the machine, or of the control group if that allows less."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        rows = dict(line.split(":", 1) for line in file)
+    free = int(rows["MemAvailable"].split()[0]) // 1024 + int(rows["SwapFree"].split()[0]) // 1024
+    try:
+        with open("/proc/self/cgroup", encoding="ascii") as file:
+            group = next((line.strip().split(":", 2)[2] for line in file if line.startswith("0::")), "/")
+        for base in (f"/sys/fs/cgroup{group}", "/sys/fs/cgroup"):
+            with open(f"{base}/memory.max", encoding="ascii") as top, open(f"{base}/memory.current", encoding="ascii") as now:
+                limit = top.read().strip()
+                if limit != "max":
+                    free = min(free, (int(limit) - int(now.read())) >> 20)
+                break
+    except (OSError, ValueError):
+        pass
+    return max(0, free)
+
+
+def _tool(tool: Tool) -> tuple[Found | None, str]:
+    complaint = f"{tool.commands[0]} is not installed"
+    for command in tool.commands:
+        path = shutil.which(command, path=PATH)
+        if not path:
+            continue
+        version = _version(path)
+        if tool.least and _older(version, tool.least):
+            complaint = f"{command} is {version or 'of unknown version'}; {tool.least} is the oldest that does"
+            continue
+        return Found(path, version), ""
+    return None, complaint
+
+
+def _version(path: str) -> str:
+    try:
+        said = run([os.path.realpath(path) if os.geteuid() == 0 else path, "--version"], timeout=30).out.decode("utf-8", "replace")
+    except RocmPatchError:
+        return ""
+    match = next((found for pattern in _NUMBERS if (found := pattern.search(said))), None)  # x86_64-linux-gnu-gcc-12 (...) 12.2.0
+    return match.group() if match else ""
+
+
+def _older(version: str, least: str) -> bool:
+    try:
+        return Version(version) < Version(least)
+    except InvalidVersion:
+        return True
+
+
+def _has(library: Library, values: Mapping[str, str]) -> tuple[bool, str]:
+    """Whether it is there, and the file by which it was found."""
+    file = next((path for pattern in library.files for path in sorted(glob.glob(fill(pattern, values)), reverse=True)), "")
+    program = shutil.which("pkg-config", path=PATH) or shutil.which("pkgconf", path=PATH)
+    if file or not library.pkg_config or not program:
+        return bool(file), file
+    try:
+        return run([os.path.realpath(program), "--exists", library.pkg_config], timeout=30).code == 0, ""
+    except RocmPatchError:
+        return False, ""
+
+
+def _disk(folder: str) -> int:
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    about = os.statvfs(folder)
+    return about.f_bavail * about.f_frsize >> 20
+
+
+def _used(folder: str) -> int:
+    """What an earlier part of this build has taken already."""
+    total = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(at, name)).st_blocks * 512
+            except OSError:
+                continue
+    return total >> 20

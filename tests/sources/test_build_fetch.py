@@ -1,0 +1,243 @@
+"""Where sources come from: digests, archives that mean harm, a server that breaks off, a repository."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import build_project as project
+
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError, UsageError
+from rocm_patch.root import Root
+from rocm_patch.sources import build, fetch
+from rocm_patch.sources.unpack import unpack
+
+needs_compiler = pytest.mark.skipif(not Path("/usr/bin/ninja").exists() or not Path("/usr/bin/cc").exists(), reason="needs cc and ninja")
+needs_git = pytest.mark.skipif(not Path("/usr/bin/git").exists(), reason="needs git")
+
+
+def packed(source: Path, archive: Path) -> tuple[Path, str]:
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(source, "small-1.2.3")
+    return archive, hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves bytes; `cut` breaks the first answer off after so many of them; ranges are honoured."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        data, cut, asked = b"", 0, []
+
+        def do_GET(self):
+            start = int(self.headers.get("Range", "bytes=0-")[6:].rstrip("-"))
+            type(self).asked.append(start)
+            body = self.data[start:]
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: self.cut] if self.cut else body)
+            type(self).cut = 0
+            self.close_connection = True
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    Handler.address = f"http://127.0.0.1:{server.server_port}/small.tar.gz"
+    Handler.asked = []
+    yield Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@needs_compiler
+def test_an_archive_and_a_folder_give_the_same(tmp_path):
+    source = project.plant(tmp_path / "source")
+    archive, digest = packed(source, tmp_path / "small.tar.gz")
+    one = build.run(project.planned(source, tmp_path / "a"))
+    two = build.run(project.planned(f"{archive}#sha256={digest}", tmp_path / "b"))
+    assert one.digest == two.digest
+
+
+def test_a_wrong_checksum_stops_before_anything_is_unpacked(tmp_path):
+    archive, digest = packed(project.plant(tmp_path / "source"), tmp_path / "small.tar.gz")
+    other = digest[:-1] + ("0" if digest[-1] != "0" else "1")
+    plan = project.planned(f"{archive}#sha256={other}", tmp_path)
+    with pytest.raises(RefusedError, match=f"wrong checksum: SHA-256 is {digest}, {other} was expected") as refused:
+        build.run(plan)
+    assert "fetch it again" in refused.value.hint
+    assert not Path(plan.work.folder, "source").exists()
+
+
+def test_a_download_is_checked_and_goes_on_where_it_broke_off(tmp_path, server):
+    archive, digest = packed(project.plant(tmp_path / "source"), tmp_path / "small.tar.gz")
+    server.data, server.cut = archive.read_bytes(), 100
+    plan = project.planned(f"{server.address}#sha256={digest}", tmp_path)
+    Path(plan.work.folder).mkdir(parents=True)
+    with pytest.raises(RocmPatchError):
+        fetch.fetch(plan.origin, plan.work, lambda _: None)
+    assert fetch.fetch(plan.origin, plan.work, lambda _: None) == digest
+    assert server.asked == [0, 100]
+    fetch.place(plan.origin, plan.work, lambda _: None)
+    assert Path(plan.work.folder, "source/sum.c").read_bytes() == (tmp_path / "source/sum.c").read_bytes()
+
+
+def test_a_download_of_other_bytes_is_refused_and_thrown_away(tmp_path, server):
+    archive, digest = packed(project.plant(tmp_path / "source"), tmp_path / "small.tar.gz")
+    server.data = archive.read_bytes() + b"x"
+    plan = project.planned(f"{server.address}#sha256={digest}", tmp_path)
+    Path(plan.work.folder).mkdir(parents=True)
+    with pytest.raises(RefusedError, match="wrong checksum"):
+        fetch.fetch(plan.origin, plan.work, lambda _: None)
+    server.data = archive.read_bytes()
+    assert fetch.fetch(plan.origin, plan.work, lambda _: None) == digest
+    assert server.asked == [0, 0]
+
+
+def test_an_address_without_a_digest_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="goes with its digest"):
+        project.planned("https://example.org/x.tar.gz", tmp_path)
+
+
+@needs_git
+def test_a_commit_is_fetched_by_its_name(tmp_path):
+    source = project.plant(tmp_path / "source")
+
+    def git(*words):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *identity, *words], cwd=source, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "one")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD")
+    plan = project.planned(f"git+file://{source}#v1", tmp_path / "cache")
+    Path(plan.work.folder).mkdir(parents=True)
+    assert fetch.fetch(plan.origin, plan.work, lambda _: None) == commit
+    fetch.place(plan.origin, plan.work, lambda _: None)
+    assert Path(plan.work.folder, "source/sum.c").read_bytes() == (source / "sum.c").read_bytes()
+    assert not Path(plan.work.folder, "source/.git").exists()
+    other = project.planned(f"git+file://{source}#v9", tmp_path / "cache")
+    Path(other.work.folder).mkdir(parents=True)
+    with pytest.raises(RocmPatchError) as failed:
+        fetch.fetch(other.origin, other.work, lambda _: None)
+    assert "no such tag" in failed.value.hint
+
+
+@pytest.fixture
+def distribution(tmp_path, monkeypatch):
+    """A source package of our own in an archive of our own, asked for by the real apt."""
+    if not all(Path("/usr/bin", tool).exists() for tool in ("apt-get", "dpkg-source", "dpkg-scansources")):
+        pytest.skip("needs apt and dpkg-dev")
+    pool = tmp_path / "pool"
+    source = project.plant(pool / "rocr-runtime-1.2.3")
+    packed(source, pool / "rocr-runtime_1.2.3.orig.tar.gz")
+    (source / "debian/source").mkdir(parents=True)
+    (source / "debian/source/format").write_text("3.0 (quilt)\n")
+    (source / "debian/changelog").write_text(
+        "rocr-runtime (1.2.3-4) sid; urgency=low\n\n  * x\n\n -- x <x@example.org>  Wed, 01 Jan 2020 00:00:00 +0000\n"
+    )
+    control = (
+        "Source: rocr-runtime\nMaintainer: x <x@example.org>\nStandards-Version: 4.6.0\n\nPackage: small\nArchitecture: any\nDescription: x\n x\n"
+    )
+    (source / "debian/control").write_text(control)
+    (source / "debian/rules").write_text("#!/usr/bin/make -f\n")
+    subprocess.run(["dpkg-source", "-b", source.name], cwd=pool, check=True, capture_output=True)
+    index = subprocess.run(["dpkg-scansources", "."], cwd=pool, check=True, capture_output=True).stdout
+    (pool / "Sources").write_bytes(index)
+    for name in ("lists/partial", "cache/archives/partial", "etc"):
+        (tmp_path / "apt" / name).mkdir(parents=True)
+    (tmp_path / "apt/etc/sources.list").write_text(f"deb-src [trusted=yes] file:{pool} ./\n")
+    (tmp_path / "apt/status").write_text("")
+    settings = {"Dir::Etc": "etc", "Dir::State": "", "Dir::State::status": "status", "Dir::Cache": "cache", "Dir::State::lists": "lists"}
+    lines = [f'{key} "{tmp_path}/apt/{value}";' for key, value in settings.items()]
+    (tmp_path / "apt.conf").write_text("\n".join([*lines, 'Dir::Etc::sourceparts "-";', 'APT::Sandbox::User "root";']))
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    subprocess.run(["apt-get", "update"], check=True, capture_output=True)
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "root/etc/os-release").write_text("ID=debian\n")
+    return Root(str(tmp_path / "root")), pool
+
+
+APT = {'date = "2026-11"': 'date = "2026-11"\napt = "rocr-runtime"'}
+
+
+@needs_compiler
+def test_a_source_package_is_fetched_checked_and_built(tmp_path, distribution):
+    plan = project.planned("apt", tmp_path, project.recipes(**APT), distribution[0])
+    assert plan.origin == fetch.Origin("apt", "rocr-runtime", "1.2.3")
+    assert build.run(plan).proven[0].soname == "libsmall.so.1"
+
+
+def test_a_source_package_of_another_version_is_refused(tmp_path, distribution):
+    plan = project.planned("apt", tmp_path, project.recipes(**APT), distribution[0], version="1.2.4")
+    with pytest.raises(RefusedError, match="the source package rocr-runtime is 1.2.3-4, 1.2.4 was asked for"):
+        build.run(plan)
+
+
+def test_a_source_package_that_was_changed_on_the_way_is_refused(tmp_path, distribution):
+    path = distribution[1] / "rocr-runtime_1.2.3.orig.tar.gz"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(RocmPatchError, match="apt-get source failed"):
+        build.run(project.planned("apt", tmp_path, project.recipes(**APT), distribution[0]))
+
+
+def member(name, kind=tarfile.REGTYPE, link="", size=0):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, size
+    return info
+
+
+HOSTILE = {
+    "above": [member("../out", size=1)],
+    "absolute": [member("/tmp/out", size=1)],
+    "above within": [member("a/../../out", size=1)],
+    "device": [member("a/null", tarfile.CHRTYPE)],
+    "fifo": [member("a/fifo", tarfile.FIFOTYPE)],
+    "link out": [member("a/link", tarfile.SYMTYPE, "../../out")],
+    "link to the root": [member("a/link", tarfile.SYMTYPE, "/etc")],
+    "link out of the top": [member("a", tarfile.DIRTYPE), member("a/link", tarfile.SYMTYPE, "../out")],
+    "through a link": [member("a/b", tarfile.SYMTYPE, "c"), member("a/b/out", size=1)],
+    "over a link": [member("a/b", tarfile.SYMTYPE, "c"), member("a/b", size=1)],
+    "hard link out": [member("a/hard", tarfile.LNKTYPE, "../../out")],
+}
+
+
+@pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE)
+def test_a_member_that_would_leave_the_folder_is_refused(tmp_path, members):
+    archive = tmp_path / "x.tar"
+    with tarfile.open(archive, "w") as tar:
+        for info in members:
+            tar.addfile(info, io.BytesIO(b"x" * info.size))
+    with pytest.raises(FormatError):
+        unpack(str(archive), str(tmp_path / "in"))
+    assert not (tmp_path / "out").exists()
+    assert not Path("/tmp/out").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"no archive at all", b"\x1f\x8b\x08\x00broken"])
+def test_what_is_no_archive_is_said_so(tmp_path, data):
+    (tmp_path / "x.tar.gz").write_bytes(data)
+    with pytest.raises(FormatError, match="is no archive"):
+        unpack(str(tmp_path / "x.tar.gz"), str(tmp_path / "in"))
+
+
+def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path):
+    source = project.plant(tmp_path / "source")
+    (source / "link").symlink_to("/etc/passwd")
+    with pytest.raises(RefusedError, match="leads out"):
+        build.run(project.planned(source, tmp_path))
