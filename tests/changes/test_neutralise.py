@@ -170,6 +170,31 @@ def test_a_link_is_left_alone(root):
         do(root, step("/etc/environment", 1))
 
 
+def test_a_file_of_ours_is_taken_back_and_not_edited(root):
+    """Its line was put behind a comment sign, and the rollback then left the file as somebody else's."""
+    given = Step("environment-profile", "system", {"set": ("HSA_ENABLE_SDMA=0",)})
+    made = do(root, given)[0].changed
+    path = next(path for path in made if path.startswith(("/etc/profile.d/", "/etc/environment.d/")))
+    lines = (root / path[1:]).read_text().splitlines()
+    number = next(n for n, line in enumerate(lines, 1) if "HSA_ENABLE_SDMA" in line and not line.startswith("#"))
+    with pytest.raises(RefusedError, match="is ours"):
+        do(root, step(path, number))
+    write(root, "/etc/modprobe.d/zz-rocm-patch.conf", b"options amdgpu noretry=0\n")
+    with pytest.raises(RefusedError, match="is ours"):
+        do(root, step("/etc/modprobe.d/zz-rocm-patch.conf", 1))
+    write(root, "/etc/environment", b"A=1\nB=2\n")
+    do(root, step("/etc/environment", 1))
+    assert do(root, step("/etc/environment", 2))[0].outcome == "applied"  # edited by us is not made by us
+
+
+def test_a_file_with_a_second_name_is_left_alone(root):
+    path = write(root, "/etc/environment", b"A=1\n")
+    os.link(path, root / "home/u/mine")
+    with pytest.raises(RefusedError, match="second name"):
+        do(root, step("/etc/environment", 1))
+    assert path.read_bytes() == b"A=1\n"
+
+
 def test_another_line_than_the_user_saw(root):
     path = write(root, "/etc/environment", b"A=1\nB=2\n")
     with pytest.raises(RefusedError, match="not the one that the plan names"):

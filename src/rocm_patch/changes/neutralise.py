@@ -133,6 +133,7 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
     lines = _LINES.findall(now.data)
     if _satisfied(step, lines[number - 1] if number <= len(lines) else b"", path, look):
         return (Change(path, now),)
+    _check_file(path, look)
     if b"\0" in now.data or number > len(lines):
         raise RefusedError(f"{path} has {len(lines)} lines" + (" and is no text" if b"\0" in now.data else ""), f"look at it: cat -n {path}")
     _check_line(step, lines, number, path)
@@ -141,6 +142,14 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
     after = _without(lines, number, step.parameters.get("action", ACTIONS)[0])
     _check_shell(place, lines, number, after, path)
     return (Change(path, replace(now, data=after)),)
+
+
+def _check_file(path: str, look: Look) -> None:
+    if _OURS.decode() in os.path.basename(path):
+        raise RefusedError(f"{path} is ours", "take it back with: rocm-patch rollback")
+    # Written is by rename: the other name would keep the line, and a file under two names may be somebody's that is not to be read here.
+    if os.lstat(look.ground.host(path)).st_nlink > 1:
+        raise RefusedError(f"{path} has a second name (a hard link); it stays as it is", "find it first, by find with -samefile")
 
 
 def _text(line: bytes) -> bytes:
