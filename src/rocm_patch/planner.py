@@ -327,4 +327,4 @@ def legitimate_for(case: Case, value: str) -> bool:
 
 def _title(case: Case, id_: str) -> str:
     text = case.knowledge.remedies[id_].title
-    return re.sub(r"\{(\w+)\}", lambda match: case.fields().get(match.group(1), match.group()), text)
+    return re.sub(r"\{(\w+)\}", lambda match: case.fields.get(match.group(1), match.group()), text)

@@ -15,7 +15,9 @@ from rocm_patch.changes.places import Locations
 from rocm_patch.model import Step
 from rocm_patch.root import State
 
-KINDS: Final[tuple[Kind, ...]] = (environment.KIND, permissions.KIND, venv.KIND, autoload.KIND, prefix.KIND, neutralise.KIND, preload.KIND, modprobe.KIND, cmdline.KIND)
+KINDS: Final[tuple[Kind, ...]] = (
+    environment.KIND, permissions.KIND, venv.KIND, autoload.KIND, prefix.KIND, neutralise.KIND, preload.KIND, modprobe.KIND, cmdline.KIND,
+)  # fmt: skip
 
 
 def preview(

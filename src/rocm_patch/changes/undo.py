@@ -32,7 +32,8 @@ sum() {{ set -- $(sha256sum <"$1"); printf '%s' "$1"; }}
 mend() {{
   # path, line: somebody changed the rest of this file since, so our line goes alone (a last line without an end gets one)
   temporary=${{1%/*}}/.rocm-patch-$(printf '%08x%08x' "$$" 0)
-  rm -f "$temporary" && cp -p "$1" "$temporary" && {{ LC_ALL=C grep -vxF -e "$2" "$1" >"$temporary" || :; }} && sync && mv -f "$temporary" "$1" && sync \\
+  rm -f "$temporary" && cp -p "$1" "$temporary" && {{ LC_ALL=C grep -vxF -e "$2" "$1" >"$temporary" || :; }} \\
+    && sync && mv -f "$temporary" "$1" && sync \\
     || {{ say "cannot write $1"; left=1; }}
 }}
 has() {{ [ ! -L "$1" ] && [ -f "$1" ] && LC_ALL=C grep -qxF -e "$2" "$1"; }}
