@@ -309,6 +309,20 @@ def test_rpm_says_whose_a_file_is(root, tmp_path):
     assert path.read_bytes() == b"A=1\n# B=3\n"
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(("owner", "mode"), [(1000, 0o644), (0, 0o666)])
+def test_root_reads_no_database_of_somebody_elses(owner, mode, root, monkeypatch):
+    from rocm_patch.changes import file_owners
+
+    write(root, "/etc/environment", b"A=1\n")
+    database = write(root, "/usr/lib/sysimage/rpm/rpmdb.sqlite", b"", mode)
+    os.chown(database, owner, owner)
+    monkeypatch.setattr(file_owners, "_RPM_PROGRAM", "/bin/false")
+    with pytest.raises(RefusedError, match="is not root's alone"):
+        do(root, step("/etc/environment", 1))
+
+
 def test_a_database_that_nobody_can_read(root, monkeypatch):
     from rocm_patch.changes import file_owners
 

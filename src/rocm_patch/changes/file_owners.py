@@ -77,10 +77,20 @@ def _pacman(root: Root, path: str) -> tuple[str, tuple[str, ...]] | None:
     return None
 
 
+def _check_roots(root: Root, folder: str) -> None:
+    """As root a program of ours parses this database: one that others can write would be their input to it."""
+    for path in (folder, *(f"{folder}/{name}" for name in root.list(folder))):
+        there = os.lstat(root.host(path))
+        if there.st_uid != 0 or there.st_mode & 0o022:
+            raise RefusedError(f"{path} is not root's alone, so nobody can say whose files are whose; nothing was changed", "do it without root")
+
+
 def _rpm(root: Root, path: str) -> tuple[str, tuple[str, ...]] | None:
     folder = next((folder for folder in _RPM if set(root.list(folder)) & set(_RPM_FILES)), "")
     if not folder:
         return None
+    if not root.live and os.geteuid() == 0:
+        _check_roots(root, folder)
     if not os.access(_RPM_PROGRAM, os.X_OK):
         raise RefusedError(f"{folder} says whose files are whose, and there is no {_RPM_PROGRAM} to read it; nothing was changed")
     where = [] if root.live else ["--dbpath", root.host(folder)]
