@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from rocm_patch.errors import FormatError, RocmPatchError
-from rocm_patch.root import State
+from rocm_patch.root import State, Tree
 from rocm_patch.run import CLEAN, run
 
 PATH: Final = "/etc/kernel/install.d/95-rocm-patch.install"
@@ -121,15 +121,13 @@ def tried(words: Sequence[str], entry: bytes, keep: Sequence[int] = ()) -> bytes
     """
     name, kernel = "rocm-patch-check", "0.0.0-rocm-patch-check"
     with tempfile.TemporaryDirectory(prefix="rocm-patch-") as folder:
-        plugin, place = f"{folder}/{os.path.basename(PATH)}", f"{folder}/loader/entries/{name}-{kernel}.conf"
-        os.makedirs(os.path.dirname(place))
-        for path, data in ((plugin, text_of(words)), (place, entry)):
-            with open(path, "wb") as file:
-                file.write(data)
+        tree, plugin, place = Tree(folder), f"{folder}/{os.path.basename(PATH)}", f"loader/entries/{name}-{kernel}.conf"
+        tree.ensure_folder(os.path.dirname(place))
+        tree.create(os.path.basename(PATH), text_of(words))
+        tree.create(place, entry)
         environment = {**CLEAN, "KERNEL_INSTALL_BOOT_ROOT": folder, "KERNEL_INSTALL_ENTRY_TOKEN": name, "KERNEL_INSTALL_LAYOUT": "bls"}
         for argv in ([SHELL, "-n", plugin], [SHELL, plugin, "add", kernel, f"{folder}/{name}/{kernel}", f"{folder}/linux"]):
             ended = run(argv, timeout=TIMEOUT, environment=environment, cwd=folder, keep=keep)
             if ended.code != 0 or ended.err:
                 raise RocmPatchError(f"{PATH} does not run as it should: {ended.text}")
-        with open(place, "rb") as file:
-            return file.read()
+        return tree.state(place).data
