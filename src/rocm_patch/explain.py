@@ -52,10 +52,10 @@ def _pictured(raw: Told, knowledge: Knowledge, base: Recording | None) -> tuple[
         told = _redacted(raw)
         return told, *picture.picture(told, knowledge, base.machine, base.images)
     key = ("picture", *raw.values.items(), *raw.environment.items())
-    found = knowledge.remembered.get(key)
+    found = knowledge.recent.get(key)
     if found is None:
         told = _redacted(raw)
-        found = knowledge.remember(key, (told, *picture.picture(told, knowledge)))
+        found = knowledge.keep(key, (told, *picture.picture(told, knowledge)))
     return found
 
 

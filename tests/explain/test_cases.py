@@ -78,5 +78,6 @@ def test_an_answer_does_not_depend_on_what_was_asked_before():
     lines = [json.dumps({"id": case["id"], "log": case["log"], "given": case["given"]}).encode() for case in CASES[::9]]
     forward = {answer["id"]: answer for answer in batch(lines, TABLES)}
     TABLES.remembered.clear()
+    TABLES.recent.clear()
     backward = {answer["id"]: answer for answer in batch(reversed(lines), TABLES)}
     assert forward == backward

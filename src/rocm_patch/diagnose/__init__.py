@@ -81,10 +81,10 @@ def _case(machine: Machine, images: Images, trials: Trials | None, knowledge: Kn
     if seen is None or trials is not None:
         return Case(machine, images, trials, knowledge, seen=seen)
     key = ("case", id(machine))
-    first: Case | None = knowledge.remembered.get(key)
+    first: Case | None = knowledge.recent.get(key)
     if first is None or first.machine is not machine or first.images is not images or first.log is None or first.log.told is not seen.log.told:
         first = Case(machine, images, None, knowledge, seen=replace(seen, log=replace(seen.log, lines=(), numbers=()), hits=()))
-        knowledge.remember(key, first)
+        knowledge.keep(key, first)
     return first.beside(seen)
 
 

@@ -27,6 +27,7 @@ T = TypeVar("T")
 A = TypeVar("A")
 
 _REMEMBERED: Final = 8192
+_RECENT: Final = 1024
 
 TABLES: Final = ("classes", "gpus", "settings", "remedies", "evidence", "signatures", "wheels", "launchers")
 
@@ -84,6 +85,18 @@ class Knowledge:
         if len(self.remembered) >= _REMEMBERED:
             self.remembered.clear()
         self.remembered[question] = answer
+        return answer
+
+    @functools.cached_property
+    def recent(self) -> dict[Any, Any]:
+        """What was made of the facts told last. Apart from the rest: many strangers must not push out what serves all."""
+        return {}
+
+    def keep(self, question: Any, answer: A) -> A:
+        """Keep what was made of facts, for the next who tells the same."""
+        if len(self.recent) >= _RECENT:
+            self.recent.clear()
+        self.recent[question] = answer
         return answer
 
     def covered(self, targets: frozenset[str], judge: Callable[[str, str, str], bool]) -> frozenset[str]:
