@@ -204,7 +204,7 @@ def member(name, kind=tarfile.REGTYPE, link="", size=0):
 
 HOSTILE = {
     "above": [member("../out", size=1)],
-    "absolute": [member("/tmp/out", size=1)],
+    "absolute": [member("/tmp/rocm-patch-hostile-member", size=1)],
     "above within": [member("a/../../out", size=1)],
     "device": [member("a/null", tarfile.CHRTYPE)],
     "fifo": [member("a/fifo", tarfile.FIFOTYPE)],
@@ -226,7 +226,7 @@ def test_a_member_that_would_leave_the_folder_is_refused(tmp_path, members):
     with pytest.raises(FormatError):
         unpack(str(archive), str(tmp_path / "in"))
     assert not (tmp_path / "out").exists()
-    assert not Path("/tmp/out").exists()
+    assert not Path("/tmp/rocm-patch-hostile-member").exists()
 
 
 @pytest.mark.parametrize("data", [b"", b"no archive at all", b"\x1f\x8b\x08\x00broken"])
