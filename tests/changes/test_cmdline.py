@@ -462,7 +462,12 @@ def test_the_command_plans_applies_and_takes_back(layout):
         assert ended.returncode == code, ended.stdout + ended.stderr
         return ended.stdout + ended.stderr
 
-    assert "+GRUB_CMDLINE_LINUX_DEFAULT" in run("plan", "--root", root, "--remedy", "iommu-passthrough", "-o", file)
+    planned = run("plan", "--root", root, "--remedy", "iommu-passthrough", "-o", file)
+    assert "+GRUB_CMDLINE_LINUX_DEFAULT" in planned
+    assert "also: made by the system's own tools: /boot/grub/grub.cfg (grub-mkconfig)" in planned
+    trial = run("plan", "--root", root, "--remedy", "iommu-passthrough", "--set", "stage=trial")
+    assert "also: /boot/grub/custom.cfg: " in trial
+    assert "also: /boot/grub/grubenv: " in trial
     assert snapshot(root) == before
     assert "grub-mkconfig -o /boot/grub/grub.cfg" in run("apply", "--root", root, file, "--yes")
     assert "nothing is on trial" in run("confirm", "--root", root, "--yes", code=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -148,6 +149,9 @@ def test_by_the_command_line_as_a_user_would(root, tmp_path):
     planned = call("plan", "--root", str(root), "--remedy", "mtype-local", "--set", "value=1", "-o", plan)
     assert planned.returncode == 0, planned.stderr
     assert "+options amdgpu mtype_local=1" in planned.stdout
+    assert f"also: /boot/initrd.img-{DEBIAN}: made anew where it holds amdgpu" in planned.stdout
+    shown = call("apply", "--root", str(root), plan, "--dry-run", "--json")
+    assert json.loads(shown.stdout)["also"][0].startswith(f"/boot/initrd.img-{DEBIAN}: made anew")
     assert snapshot(root) == before
     applied = call("apply", "--root", str(root), plan, "--yes")
     assert applied.returncode == 0, applied.stderr

@@ -15,7 +15,9 @@ from rocm_patch.changes.places import Locations
 from rocm_patch.model import Step
 from rocm_patch.root import State
 
-KINDS: Final[tuple[Kind, ...]] = (environment.KIND, permissions.KIND, venv.KIND, autoload.KIND, prefix.KIND, neutralise.KIND, preload.KIND, modprobe.KIND, cmdline.KIND)
+KINDS: Final[tuple[Kind, ...]] = (
+    environment.KIND, permissions.KIND, venv.KIND, autoload.KIND, prefix.KIND, neutralise.KIND, preload.KIND, modprobe.KIND, cmdline.KIND,
+)  # fmt: skip
 
 
 def preview(
@@ -32,6 +34,12 @@ def preview(
         if mine:
             found += engine.preview_scope(mine, locations.ground(scope), tables or _tables(), kinds)
     return found
+
+
+def also(steps: Sequence[Step], locations: Locations, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> list[str]:
+    """What the steps write besides the paths of `preview`: what the system's own tools make, and what only root may read. In words."""
+    asked = [(scope, [step for step in steps if step.scope == scope]) for scope in locations.scopes()]
+    return [line for scope, mine in asked if mine for line in engine.also_scope(mine, locations.ground(scope), tables or _tables(), kinds)]
 
 
 def facts(steps: Sequence[Step], locations: Locations, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> dict[str, str]:
@@ -56,4 +64,4 @@ def _tables() -> Tables:
     return knowledge.load()
 
 
-__all__ = ["KINDS", "Kind", "Locations", "Tables", "facts", "preview"]
+__all__ = ["KINDS", "Kind", "Locations", "Tables", "also", "facts", "preview"]

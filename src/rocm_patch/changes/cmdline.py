@@ -196,6 +196,22 @@ def _words_of(work: Work) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return cmdline_words.permanent(now), cmdline_words.on_trial(now)
 
 
+def also(steps: Sequence[Step], look: Look) -> tuple[str, ...]:
+    """What the next start reads: the menu or the entries, or the entry of the trial and the choice of it."""
+    loader = boot_loaders.recognise(Root(look.ground.anchor))
+    folders = ", ".join(entry_files.folders(look.ground, loader)) if loader.name == "systemd-boot" or loader.installer else ""
+    if _stage(steps, look.ground) == "trial":
+        if loader.name == "systemd-boot":
+            return (f"{folders}: an entry of ours with the words, chosen in the firmware's variables for the next start alone",)
+        return (f"{loader.custom}: a copy of the default entry with the words", f"{loader.environment}: that entry, for the next start alone")
+    if loader.installer:
+        made = f"{folders}: the same words in the entries that are there"
+    else:
+        made = f"made by the system's own tools: {loader.menu} ({loader.regenerate.split()[0]}); the command is told where they cannot be run"
+    ended = bool(cmdline_words.on_trial(look.now)) and loader.name != "systemd-boot"
+    return (made, f"{loader.custom}, {loader.environment}: the trial's entry and the choice of it taken out") if ended else (made,)
+
+
 # ------------------------------------------------------------------ activate
 
 
@@ -317,4 +333,6 @@ def confirm(steps: Sequence[Step], look: Look) -> tuple[Step, ...]:
     return tuple(replace(step, parameters={**step.parameters, "stage": ("direct",)}) for step in {_word(step): step for step in mine}.values())
 
 
-KIND: Final = Kind("cmdline", ("system",), "reboot", validate, render, activate, verify, confirm=confirm, in_force=in_force, asked_back=True)
+KIND: Final = Kind(
+    "cmdline", ("system",), "reboot", validate, render, activate, verify, confirm=confirm, in_force=in_force, asked_back=True, also=also
+)  # fmt: skip

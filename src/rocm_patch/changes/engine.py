@@ -108,6 +108,13 @@ def preview_scope(steps: Sequence[Step], ground: Ground, tables: Tables, kinds: 
     return [(change.path, look.now(change.path), change.after) for part in render(steps, look, kinds) for change in part.changes]
 
 
+def also_scope(steps: Sequence[Step], ground: Ground, tables: Tables, kinds: Sequence[Kind]) -> list[str]:
+    """What is written besides the paths of `preview_scope`, in words; nothing where all is as planned already."""
+    look = peek(ground, tables)
+    busy = [part for part in render(steps, look, kinds) if any(change.grown or look.now(change.path) != change.after for change in part.changes)]
+    return [line for part in busy if part.kind.also is not None for line in part.kind.also(part.steps, look)]
+
+
 # ------------------------------------------------------------------ apply
 
 
@@ -502,6 +509,6 @@ def _by_its_own_words(ground: Ground, journal: Journal) -> tuple[ManagedFile, ..
 
 
 __all__ = [
-    "ManagedFile", "Part", "ScopeStatus", "apply_scope", "check_facts", "kind_of", "new_transaction", "peek", "preview_scope", "recover_open",
-    "render", "rollback_scope", "status_scope", "validate",
+    "ManagedFile", "Part", "ScopeStatus", "also_scope", "apply_scope", "check_facts", "kind_of", "new_transaction", "peek", "preview_scope",
+    "recover_open", "render", "rollback_scope", "status_scope", "validate",
 ]  # fmt: skip

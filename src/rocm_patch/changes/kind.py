@@ -116,6 +116,7 @@ Release = Callable[[Sequence[Step], Look], None]
 Confirm = Callable[[Sequence[Step], Look], tuple[Step, ...]]
 Hold = Callable[[Sequence[str], Work], None]
 InForce = Callable[[Sequence[Step], Look], tuple[Held, ...]]
+Also = Callable[[Sequence[Step], Look], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ class Kind:
     hold: called before a rollback or a recovery changes anything, with every path it may change: takes the locks that others expect
         to be held meanwhile, into `work.watch`; RocmPatchError stops it, with nothing changed.
     release: whether these steps may be taken back now; RefusedError if somebody uses what would go.
+    also: what `activate` writes besides, as lines for people: it is made from files that often only root may read, so no diff shows
+        it before. Asked after `render`, for a step that changes something; reads only, as any user.
     confirm: for what is on trial, the steps that make it permanent; RefusedError if the trial was not passed.
     """
 
@@ -154,4 +157,5 @@ class Kind:
     release: Release | None = None
     hold: Hold | None = None
     in_force: InForce | None = None
+    also: Also | None = None
     asked_back: bool = False

@@ -157,6 +157,14 @@ def reads_as_ours(now: State) -> bool:
         return False
 
 
+def also(_steps: Sequence[Step], look: Look) -> tuple[str, ...]:
+    """The images, without a look into them: that takes a while, and root's side takes it in any case."""
+    root = Root(look.ground.anchor)
+    paths = [path for kernel in kernel_parameters.kernels(root, MODULE) for path in initramfs.paths_of(root, kernel.version)]
+    kept = f"today's is kept beside it ({initramfs.COPY}), with an entry in GRUB's menu where that can be"
+    return tuple(f"{path}: made anew where it holds {MODULE}; {kept}" for path in dict.fromkeys(paths))
+
+
 # ------------------------------------------------------------------ activate, verify
 
 
@@ -296,4 +304,4 @@ def same(one: str, other: str) -> bool:
     return truth.get(one, one) == truth.get(other, other)
 
 
-KIND: Final = Kind("modprobe", ("system",), "reboot", validate, render, activate, verify, in_force=in_force, asked_back=True)
+KIND: Final = Kind("modprobe", ("system",), "reboot", validate, render, activate, verify, in_force=in_force, asked_back=True, also=also)

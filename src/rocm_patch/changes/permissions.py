@@ -171,6 +171,14 @@ def reads_as_ours(now: State) -> bool:
         return False
 
 
+def also(steps: Sequence[Step], look: Look) -> tuple[str, ...]:
+    """The group files, which are changed after our rules file and from it."""
+    files = ", ".join(path for path in (GROUP, GSHADOW) if look.tree.state_kind(look.ground.at(path)) == "file")
+    named = dict.fromkeys((_one(step, "user"), _one(step, "group")) for step in steps if "user" in step.parameters)
+    group_file = _group_file(look)
+    return tuple(f"{files}: {user} joins {group}" for user, group in named if user not in (members(group_file, group) or ()))
+
+
 # ------------------------------------------------------------------ activate, verify
 
 
@@ -358,4 +366,4 @@ def _node(group: str, look: Look) -> Held:
     return Held("/dev/kfd", wanted, found, "/dev/kfd", found == wanted, "" if found == wanted else "restart the machine, or: sudo udevadm trigger")
 
 
-KIND: Final = Kind("permissions", ("system",), "login", validate, render, activate, verify, in_force=in_force, asked_back=True, hold=hold)
+KIND: Final = Kind("permissions", ("system",), "login", validate, render, activate, verify, in_force=in_force, asked_back=True, hold=hold, also=also)

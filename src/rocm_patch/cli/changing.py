@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -111,17 +111,48 @@ def split(steps: tuple[Step, ...], root: str) -> tuple[tuple[Step, ...], tuple[S
     return tuple(step for step in steps if step not in elsewhere), elsewhere
 
 
-def plan_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> tuple[Plan, list[tuple[str, str]]]:
-    """The plan, with the digests of what is there now, and its changes as (path, diff)."""
+def plan_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> tuple[Plan, Shown]:
+    """The plan, with the digests of what is there now, and its changes."""
+    from rocm_patch import changes
+
+    before = changes.facts(steps, where)
+    return Plan(SCHEMA, steps, before), shown_of(steps, where, context)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a plan before anybody says yes."""
+
+    diffs: tuple[tuple[str, str], ...]
+    """Path and unified diff."""
+    also: tuple[str, ...]
+    """What is written besides, in words."""
+
+
+def shown_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> Shown:
+    """The diffs of these steps, and what they write that no diff can show yet."""
     from rocm_patch import changes
     from rocm_patch.report import diffs
 
-    before = changes.facts(steps, where)
-    shown = [(path, diffs.unified(path, old, new, context)) for path, old, new in changes.preview(steps, where)]
-    return Plan(SCHEMA, steps, before), shown
+    found = tuple((path, diffs.unified(path, old, new, context)) for path, old, new in changes.preview(steps, where))
+    return Shown(found, tuple(changes.also(steps, where)))
 
 
-def show_plan(steps: tuple[Step, ...], elsewhere: tuple[Step, ...], shown: list[tuple[str, str]]) -> None:
+def _show(shown: Shown) -> None:
+    from rocm_patch.report import words
+
+    out = words.console()
+    for _, text in shown.diffs:
+        words.diff(text, out)
+    for line in shown.also:
+        out.print(f"also: {line}", soft_wrap=True)
+
+
+def _document(shown: Shown) -> dict[str, Any]:
+    return {"changes": [{"path": path, "diff": text} for path, text in shown.diffs], "also": list(shown.also)}
+
+
+def show_plan(steps: tuple[Step, ...], elsewhere: tuple[Step, ...], shown: Shown) -> None:
     """Words: the steps, then the exact differences."""
     from rocm_patch import knowledge
     from rocm_patch.report import diffs, words
@@ -135,8 +166,7 @@ def show_plan(steps: tuple[Step, ...], elsewhere: tuple[Step, ...], shown: list[
     for step in elsewhere:
         out.print(f"left out under this root, for the machine itself: {diffs.step(step, remedies[step.remedy])}", soft_wrap=True)
     out.print()
-    for _, text in shown:
-        words.diff(text, out)
+    _show(shown)
 
 
 def confirmed(question: str, yes: bool) -> bool:
@@ -199,12 +229,11 @@ def plan(
     for note in notes:
         words.note(note)
     if as_json:
-        changes = [{"path": path, "diff": text} for path, text in shown]
         documents.show(
             {
                 "schema": SCHEMA,
                 "plan": codec.encode(made),
-                "changes": changes,
+                **_document(shown),
                 "elsewhere": codec.encode(elsewhere),
                 "by_hand": by_hand,
                 "notes": [asdict(note) for note in notes],
@@ -249,15 +278,16 @@ def apply(
     """Carry out a plan: journalled, verified, undone by `rollback` to the byte."""
     from rocm_patch import apply as door
     from rocm_patch import codec
+    from rocm_patch.report import documents
 
     made = codec.loads(Plan, _read(file), file)
     where = locations_of(root)
-    if not as_json:
-        from rocm_patch import changes
-        from rocm_patch.report import diffs, words
-
-        for path, old, new in changes.preview(made.steps, where):
-            words.diff(diffs.unified(path, old, new), words.console())
+    if dry_run or not as_json:
+        shown = shown_of(made.steps, where, context=0 if as_json else 3)
+        if as_json:
+            documents.show({"schema": SCHEMA, **_document(shown)})
+        else:
+            _show(shown)
     if dry_run:
         return
     if not confirmed("Change this?", yes):
