@@ -145,6 +145,20 @@ def test_a_plan_is_refused_once_the_facts_have_changed(copy_of, tmp_path):
     assert snapshot(root) == before
 
 
+def test_a_file_that_is_no_plan_stays_and_an_older_plan_is_named(tmp_path):
+    file, plan = tmp_path / "notes.txt", tmp_path / "plan.json"
+    file.write_text("mine\n")
+    ended = rocm_patch("plan", "--root", MISSION, "-o", file)
+    assert (ended.returncode, file.read_text()) == (2, "mine\n")
+    assert "no plan; it stays" in ended.stderr
+    assert rocm_patch("plan", "--root", MISSION, "-o", plan).returncode == 0
+    written = plan.read_text()
+    refused = rocm_patch("plan", "--root", MISSION, "--remedy", "set-override", "-o", plan)
+    assert (refused.returncode, plan.read_text()) == (5, written)
+    assert f"{plan} still holds an earlier plan (drop-override, drop-setting)" in refused.stderr
+    assert rocm_patch("plan", "--root", MISSION, "-o", plan).returncode == 0
+
+
 def test_a_plan_holds_no_paths_and_no_bytes(tmp_path):
     plan = tmp_path / "plan.json"
     rocm_patch("plan", "--root", MISSION, "-o", plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rocm_patch.cli.common import JsonOption, MachineOption, PythonOption, RootOption, YesOption, case_of, diagnosis_of, read_input, root_of, verb
-from rocm_patch.errors import EXIT_FINE, EXIT_NEEDS_RESTART, EXIT_PROBLEMS, EXIT_REFUSED, RefusedError, UsageError
+from rocm_patch.errors import EXIT_FINE, EXIT_NEEDS_RESTART, EXIT_PROBLEMS, EXIT_REFUSED, RefusedError, RocmPatchError, UsageError
 from rocm_patch.model import SCHEMA, Diagnosis, Plan, Receipt, Scope, Step
 
 if TYPE_CHECKING:
@@ -215,10 +216,22 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what would be changed, as a diff. Writes nothing but the file that you name."""
+    earlier = _check_output(output)
+    try:
+        _plan(root, machine, python, remedy, values, index_url, venv_python, untested, output, as_json)
+    except RocmPatchError:
+        if earlier:
+            sys.stderr.write(f"{output} still holds an earlier plan ({earlier})\n")
+        raise
+
+
+def _plan(
+    root: str, machine: str, python: list[str], remedy: list[str], values: list[str], index_url: str, venv_python: str, untested: bool,
+    output: str, as_json: bool,
+) -> None:  # fmt: skip
     from rocm_patch import codec, planner
     from rocm_patch.report import documents, words
 
-    _check_output(output)
     case = case_of(root, machine, python)
     diagnosis = diagnosis_of(case)
     wanted = steps_of(case, diagnosis, root, remedies=remedy, values=values, index=index_url, python=venv_python, untested=untested)
@@ -246,20 +259,32 @@ def plan(
             out.print(f"by hand: {item}", soft_wrap=True)
     if output:
         if not steps:
-            sys.stderr.write(f"no plan, so {output} is not written\n")
+            held = _check_output(output)
+            sys.stderr.write(f"no plan, so {output} is not written{f'; it still holds an earlier plan ({held})' if held else ''}\n")
             return
         with open(output, "w", encoding="utf-8") as stream:
             stream.write(codec.dumps(made))
         sys.stderr.write(f"written: {output}; carry it out with: rocm-patch apply{' --root ' + root if root != '/' else ''} {output}\n")
 
 
-def _check_output(path: str) -> None:
-    """Before anything is looked at: the search takes a while, and its answer would be lost."""
+def _check_output(path: str) -> str:
+    """Before anything is looked at: the search takes a while, and its answer would be lost. The remedies of a plan that is there.
+
+    Raises UsageError for what cannot be written, and for a file of somebody's that is no plan.
+    """
     folder = os.path.dirname(os.path.abspath(path))
     if path and not os.path.isdir(folder):
         raise UsageError(f"-o {path}: there is no folder {folder}", f"make it first: mkdir -p {shlex.quote(folder)}")
     if path and os.path.isdir(path):
         raise UsageError(f"-o {path}: that is a folder", "name a file")
+    if not path or not os.path.isfile(path) or not os.path.getsize(path):
+        return ""
+    try:
+        held = json.loads(read_input(path, 1 << 20, "name another file"))
+        remedies = [step["remedy"] for step in held["steps"] if held["facts"] is not None]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UsageError(f"-o {path}: there is a file of that name that is no plan; it stays as it is", "name another file") from None
+    return ", ".join(map(str, remedies))
 
 
 def _by_hand(case: Case, diagnosis: Diagnosis) -> list[str]:
