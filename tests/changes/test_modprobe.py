@@ -248,6 +248,7 @@ def test_an_image_with_the_driver_is_named_with_the_command_for_it(root):
     put(root, f"boot/initrd.img-{DEBIAN}", image({**DEBIAN_MARKS, **driver()}))
     before = managed(root)
     line = next(line for line in do(root, step("noretry")).verified if "initrd.img" in line)
+    assert line.startswith("to do: ")
     assert "holds amdgpu and not what" in line
     assert "/usr/sbin/mkinitramfs is not there" in line
     assert f"sudo chroot {root} update-initramfs -u -k {DEBIAN}" in line
@@ -313,11 +314,11 @@ def test_an_empty_boot_is_said(root):
 def test_rivals_are_shown_with_who_wins(root):
     put(root, "etc/modprobe.d/amd.conf", "# options amdgpu noretry=7\noptions amdgpu dc=1 \\\n  noretry=1\n")
     said = do(root, step("noretry")).verified
-    assert "amdgpu.noretry: also set to 1 by /etc/modprobe.d/amd.conf line 2; ours comes last and wins" in said
+    assert "note: amdgpu.noretry: also set to 1 by /etc/modprobe.d/amd.conf line 2; ours comes last and wins" in said
     back(root)
     put(root, "usr/lib/modprobe.d/zzz.conf", "options amdgpu noretry=-1\n")
     said = do(root, step("noretry")).verified
-    assert "amdgpu.noretry: also set to -1 by /usr/lib/modprobe.d/zzz.conf line 1, which comes last and wins" in said
+    assert "note: amdgpu.noretry: also set to -1 by /usr/lib/modprobe.d/zzz.conf line 1, which comes last and wins" in said
     back(root)
     put(root, "etc/default/grub", '#GRUB_CMDLINE_LINUX="amdgpu.noretry=5"\nGRUB_CMDLINE_LINUX_DEFAULT="quiet amdgpu.noretry=1"\n')
     said = do(root, step("noretry")).verified

@@ -30,7 +30,7 @@ from rocm_patch.changes import (
 )  # fmt: skip
 from rocm_patch.changes.boot_loaders import Loader
 from rocm_patch.changes.cmdline_words import in_force
-from rocm_patch.changes.kind import Change, Kind, Look, Tables, Unfinished, Work
+from rocm_patch.changes.kind import NOTE, TO_DO, Change, Kind, Look, Tables, Unfinished, Work
 from rocm_patch.changes.places import Ground
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Step
@@ -290,14 +290,13 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
         said.append(f"{cmdline_words.file_of(loader)}: {' '.join(permanent)}")
         said += entry_files.seen(permanent, loader, work) if loader.installer else grub_generate.seen(permanent, loader, work)
         if not work.ground.live:
-            said.append("not tried: a trial is for the machine itself; press e in the boot menu to take a word off the line for one start")
+            said.append(f"{NOTE}not tried: a trial is for the machine itself; press e in the boot menu to take a word off the line for one start")
     if trial:
         _trial_of(loader).check_chosen(work, loader)
-        said.append(
-            f"on trial: the next start, and that one alone, has {' '.join(trial)}. Came up well: rocm-patch confirm. Did not: reset the machine"
-        )
+        said.append(f"on trial: the next start, and that one alone, has {' '.join(trial)}")
+        said.append(f"{TO_DO}restart. Came up well: rocm-patch confirm. Did not: reset the machine")
     if boot_loaders.fstype(work.ground, loader.menu) == "xfs":
-        said.append("/boot is XFS, whose journal GRUB does not read: sudo fsfreeze -f /boot && sudo fsfreeze -u /boot")
+        said.append(f"{TO_DO}/boot is XFS, whose journal GRUB does not read: sudo fsfreeze -f /boot && sudo fsfreeze -u /boot")
     return tuple(said)
 
 

@@ -22,7 +22,7 @@ from typing import Final
 
 from rocm_patch.changes import system_tools
 from rocm_patch.changes.group_file import GROUP, GSHADOW, has_user, members, with_member, without_member
-from rocm_patch.changes.kind import Change, Held, Kind, Look, Tables, Unfinished, Work
+from rocm_patch.changes.kind import NOTE, Change, Held, Kind, Look, Tables, Unfinished, Work
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Step
 from rocm_patch.root import State
@@ -306,7 +306,7 @@ def verify(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tupl
             raise RocmPatchError(
                 f"the system does not see {user} in {group}, although {GROUP} lists it", "look at the group line of /etc/nsswitch.conf"
             )
-        said += [f"{GROUP}: {user} is in {group}", f"in force in sessions of {user} that begin from now on; not in those that are open"]
+        said += [f"{GROUP}: {user} is in {group}", f"{NOTE}in force in sessions of {user} that begin from now on; not in those that are open"]
     if rules.access:
         said.append(
             f"{PATH}: /dev/kfd and render nodes of amdgpu for {'the user at the machine and ' * (rules.access == 'seat')}the group {rules.group}"
@@ -319,7 +319,7 @@ def _judged(work: Work) -> list[str]:
     tool = next((path for path in UDEVADM if os.access(path, os.X_OK)), "")
     ended = run([tool, "verify", work.ground.host(PATH)], timeout=30) if tool else None
     if ended is None or "Unknown command" in ended.text:
-        return ["udev's own judge of rules (udevadm verify, systemd 254) is not on this system; read back only"]
+        return [f"{NOTE}udev's own judge of rules (udevadm verify, systemd 254) is not on this system; read back only"]
     if ended.code != 0:
         raise RocmPatchError(f"udevadm verify does not accept the rule: {ended.text}")
     return ["udevadm verify: no word against it"]
