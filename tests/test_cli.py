@@ -145,6 +145,18 @@ def test_a_plan_is_refused_once_the_facts_have_changed(copy_of, tmp_path):
     assert snapshot(root) == before
 
 
+def test_every_remedy_is_listed_and_a_slip_names_close_ones():
+    lines = rocm_patch("plan", "--list", "--root", MISSION).stdout.splitlines()
+    document = json.loads(rocm_patch("plan", "--list", "--root", MISSION, "--json").stdout)["remedies"]
+    assert len(lines) == len(document)
+    assert all(line.startswith(row["id"]) and row["title"] in line for line, row in zip(lines, document, strict=True))
+    assert not any("{" in line for line in lines)
+    assert {row["id"]: row["status"] for row in document}["rocm-5.7-downgrade"] == "no effect"
+    slip = rocm_patch("plan", "--root", MISSION, "--remedy", "norety")
+    assert slip.returncode == 2
+    assert "close to it: noretry; all: rocm-patch plan --list" in slip.stderr
+
+
 def test_a_file_that_is_no_plan_stays_and_an_older_plan_is_named(tmp_path):
     file, plan = tmp_path / "notes.txt", tmp_path / "plan.json"
     file.write_text("mine\n")

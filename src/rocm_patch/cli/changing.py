@@ -128,6 +128,8 @@ class Shown:
     """Path and unified diff."""
     also: tuple[str, ...]
     """What is written besides, in words."""
+    same: bool = False
+    """All that the steps manage is as they would have it."""
 
 
 def shown_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> Shown:
@@ -135,8 +137,9 @@ def shown_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> Sho
     from rocm_patch import changes
     from rocm_patch.report import diffs
 
-    found = tuple((path, diffs.unified(path, old, new, context)) for path, old, new in changes.preview(steps, where))
-    return Shown(found, tuple(changes.also(steps, where)))
+    states = changes.preview(steps, where)
+    found = tuple((path, diffs.unified(path, old, new, context)) for path, old, new in states)
+    return Shown(found, tuple(changes.also(steps, where)), bool(steps) and all(old == new for _, old, new in states))
 
 
 def _show(shown: Shown) -> None:
@@ -147,6 +150,8 @@ def _show(shown: Shown) -> None:
         words.diff(text, out)
     for line in shown.also:
         out.print(f"also: {line}", soft_wrap=True)
+    if shown.same:
+        out.print("already as planned, nothing to change")
 
 
 def _document(shown: Shown) -> dict[str, Any]:
@@ -165,7 +170,8 @@ def show_plan(steps: tuple[Step, ...], elsewhere: tuple[Step, ...], shown: Shown
     for step in steps:
         out.print(f"{step.scope} scope: {diffs.step(step, remedies[step.remedy])}", soft_wrap=True)
     for step in elsewhere:
-        out.print(f"left out under this root, for the machine itself: {diffs.step(step, remedies[step.remedy])}", soft_wrap=True)
+        out.print(f"left out: {diffs.step(step, remedies[step.remedy])}", soft_wrap=True)
+        out.print(f"  cannot be done under --root: run on that machine: rocm-patch plan --remedy {step.remedy}", soft_wrap=True)
     out.print()
     _show(shown)
 
@@ -212,10 +218,14 @@ def plan(
     index_url: IndexOption = "",
     venv_python: VenvPythonOption = "",
     untested: UntestedOption = False,
+    listed: Annotated[bool, typer.Option("--list", help="Name every remedy, with its kind and its status on this machine; plan nothing.")] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="Write the plan to this file, for `apply`.", metavar="FILE")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show what would be changed, as a diff. Writes nothing but the file that you name."""
+    if listed:
+        _list(case_of(root, machine, python), as_json)
+        return
     earlier = _check_output(output)
     try:
         _plan(root, machine, python, remedy, values, index_url, venv_python, untested, output, as_json)
@@ -265,6 +275,19 @@ def _plan(
         with open(output, "w", encoding="utf-8") as stream:
             stream.write(codec.dumps(made))
         sys.stderr.write(f"written: {output}; carry it out with: rocm-patch apply{' --root ' + root if root != '/' else ''} {output}\n")
+
+
+def _list(case: Case, as_json: bool) -> None:
+    from rocm_patch import planner
+    from rocm_patch.report import documents, words
+
+    rows = planner.listing(case)
+    if as_json:
+        documents.show({"schema": SCHEMA, "remedies": [asdict(row) for row in rows]})
+        return
+    out, width = words.console(), max(len(row.id) for row in rows)
+    for row in rows:
+        out.print(f"{row.id:{width}}  {row.kind:11}  {row.status:9}  {row.title}", soft_wrap=True)
 
 
 def _check_output(path: str) -> str:
