@@ -62,6 +62,7 @@ def snapshot(root):
         (["plan", "--root", MISSION, "--remedy", "miopen-find-fast", "--set", "x"], 2, "KEY=VALUE"),
         (["plan", "--root", MISSION, "--remedy", "environment-profile", "--set", "set=X"], 2, "set=NAME=VALUE"),
         (["plan", "--root", MISSION, "--remedy", "mtype-local", "--set", "vlaue=1"], 2, "no such value"),
+        (["plan", "--root", MISSION, "--remedy", "noretry", "--set", "value=1", "--set", "value=0"], 2, "given twice"),
         (["plan", "--root", "/nowhere", "-o", "/nowhere/plan.json"], 2, "there is no folder /nowhere"),
         (["plan", "--root", "/nowhere", "-o", "/"], 2, "that is a folder"),
         (["run"], 2, "no command"),
@@ -169,6 +170,7 @@ def test_a_file_that_is_no_plan_stays_and_an_older_plan_is_named(tmp_path):
     assert (refused.returncode, plan.read_text()) == (5, written)
     assert f"{plan} still holds an earlier plan (drop-override, drop-setting)" in refused.stderr
     assert rocm_patch("plan", "--root", MISSION, "-o", plan).returncode == 0
+    assert "cannot be done under --root: run on that machine: rocm-patch plan --remedy native-wheel" in rocm_patch("plan", "--root", MISSION).stdout
 
 
 def test_a_plan_holds_no_paths_and_no_bytes(tmp_path):

@@ -75,7 +75,8 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
             evidence = in_scope(case.knowledge.evidence, id_, case.context())
             known = status(evidence)
             if not recommended(evidence) and not (row.by_name or (choices.untested and known == "untested")):
-                notes = [f"{item.note.rstrip('.')}." for item in evidence[:2]] + ["To try it all the same: --untested"] * (known == "untested" and row.kind != "manual")
+                notes = [f"{item.note.rstrip('.')}." for item in evidence[:2]]
+                notes += ["To try it all the same: --untested"] * (known == "untested" and row.kind != "manual")
                 raise RefusedError(f"{id_}: {known} on {case.gfx or 'this machine'}", " ".join(notes))
         if row.kind == "manual":
             if choices.remedies:

@@ -475,6 +475,7 @@ def test_the_command_plans_applies_and_takes_back(layout):
     assert "/boot/grub/grub.cfg was not made anew" in receipt["to_do"][0]
     assert "not tried" in receipt["notes"][0]
     assert not any("not " in line for line in receipt["verified"])
+    assert "already as planned, nothing to change" in run("plan", "--root", root, "--remedy", "iommu-passthrough")
     assert "nothing is on trial" in run("confirm", "--root", root, "--yes", code=5)
     run("rollback", "--root", root, "--all", "--yes")
     assert snapshot(root) == before

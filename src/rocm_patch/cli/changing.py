@@ -65,6 +65,8 @@ def steps_of(
             raise UsageError(f"--set {pair}: KEY=VALUE is the form")
         if key == "set":
             sets.append(value)
+        elif key in pairs:
+            raise UsageError(f"--set {key} is given twice", "for remedies that want different values make a plan for each")
         pairs[key] = value
     found = pythons.find(Root(root), case.machine)
     if python:
@@ -75,7 +77,12 @@ def steps_of(
         pairs["venv"] = os.path.abspath(pairs["venv"])
     user, group = _who(root)
     choices = planner.Choices(tuple(remedies), pairs, index, found, sets=tuple(sets), user=user, group=group, untested=untested)
-    return planner.steps(case, diagnosis, choices)
+    made = planner.steps(case, diagnosis, choices)
+    for key, value in pairs.items():
+        takers = sorted({step.remedy for step in made if step.parameters.get(key) == (value,)})
+        if len(takers) > 1:
+            sys.stderr.write(f"--set {key}={value} counts for each of {', '.join(takers)}; for different values make a plan for each\n")
+    return made
 
 
 def _who(root: str) -> tuple[str, str]:
@@ -218,7 +225,7 @@ def plan(
     index_url: IndexOption = "",
     venv_python: VenvPythonOption = "",
     untested: UntestedOption = False,
-    listed: Annotated[bool, typer.Option("--list", help="Name every remedy, with its kind and its status on this machine; plan nothing.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Name every remedy with its kind and its status here; plan nothing.")] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="Write the plan to this file, for `apply`.", metavar="FILE")] = "",
     as_json: JsonOption = False,
 ) -> None:
