@@ -96,7 +96,9 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
     rules = Rules()
     if now.kind != "absent":
         if not (look.ours(PATH) if look.journal_read else reads_as_ours(now)):
-            raise RefusedError(f"{PATH} is there and is not as rocm-patch left it; it stays as it is", f"look at it, and move it away: mv {PATH} ~/")
+            raise RefusedError(
+                f"{PATH} is there and is not as rocm-patch left it; it stays as it is", f"look at it, and move it away: sudo mv {PATH} ~/"
+            )  # fmt: skip
         rules = parse(now.data)
     group_file = _group_file(look)
     for step in steps:

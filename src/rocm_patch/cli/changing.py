@@ -348,7 +348,17 @@ def apply(
     if not confirmed("Change this?", yes):
         sys.stderr.write("nothing was changed\n")
         raise SystemExit(EXIT_REFUSED)
-    raise SystemExit(finish(door.apply(made, where), where, as_json))
+    try:
+        receipts = door.apply(made, where)
+    except (PermissionError, RefusedError) as error:
+        cause = error if isinstance(error, PermissionError) else error.__cause__
+        if where.live or not isinstance(cause, PermissionError):
+            raise
+        place = os.path.abspath(root)  # the name in the error is relative to some folder below it
+        raise RefusedError(
+            f"no right to write below {place}", f"run: sudo rocm-patch apply --root {shlex.quote(place)} {shlex.quote(file)}"
+        ) from error
+    raise SystemExit(finish(receipts, where, as_json))
 
 
 def _read(file: str) -> bytes:
@@ -440,6 +450,8 @@ def rollback(
         sys.stderr.write("nothing was changed\n")
         raise SystemExit(EXIT_REFUSED)
     receipts = door.rollback(where, transaction, everything=everything or full, forget=full, scope=chosen)
+    if any(item.left for item in receipts) and not (everything or full):
+        _name_older(where, {item.transaction for item in receipts}, root)
     if full and chosen != "system":
         from rocm_patch.changes import leftovers
 
@@ -451,6 +463,16 @@ def rollback(
         if os.path.exists(INSTALLED):
             sys.stderr.write(f"root's own copy is still there; to remove it: sudo rm {INSTALLED}\n")
     raise SystemExit(finish(receipts, where, as_json))
+
+
+def _name_older(where: Locations, tried: set[str], root: str) -> None:
+    """What was left stays on record as the newest, and another plain rollback would try that again: name the others."""
+    from rocm_patch import apply as door
+
+    others = sorted({record.transaction for item in door.status(where) for record in item.transactions} - tried, reverse=True)
+    if others:
+        command = f"rocm-patch rollback{'' if root == '/' else f' --root {shlex.quote(root)}'}"
+        sys.stderr.write(f"also in force: {', '.join(others)}; to take one back: {command} {others[0]}; all: {command} --all\n")
 
 
 @verb
