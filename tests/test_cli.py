@@ -62,6 +62,7 @@ def snapshot(root):
         (["plan", "--root", MISSION, "--remedy", "miopen-find-fast", "--set", "x"], 2, "KEY=VALUE"),
         (["plan", "--root", MISSION, "--remedy", "environment-profile", "--set", "set=X"], 2, "set=NAME=VALUE"),
         (["plan", "--root", MISSION, "--remedy", "mtype-local", "--set", "vlaue=1"], 2, "no such value"),
+        (["plan", "--root", MISSION, "--remedy", "noretry", "--set", "value=1", "--set", "value=0"], 2, "given twice"),
         (["plan", "--root", "/nowhere", "-o", "/nowhere/plan.json"], 2, "there is no folder /nowhere"),
         (["plan", "--root", "/nowhere", "-o", "/"], 2, "that is a folder"),
         (["run"], 2, "no command"),
@@ -143,6 +144,33 @@ def test_a_plan_is_refused_once_the_facts_have_changed(copy_of, tmp_path):
     ended = rocm_patch("apply", "--root", root, plan, "--yes")
     assert ended.returncode == 5
     assert snapshot(root) == before
+
+
+def test_every_remedy_is_listed_and_a_slip_names_close_ones():
+    lines = rocm_patch("plan", "--list", "--root", MISSION).stdout.splitlines()
+    document = json.loads(rocm_patch("plan", "--list", "--root", MISSION, "--json").stdout)["remedies"]
+    assert len(lines) == len(document)
+    assert all(line.startswith(row["id"]) and row["title"] in line for line, row in zip(lines, document, strict=True))
+    assert not any("{" in line for line in lines)
+    assert {row["id"]: row["status"] for row in document}["rocm-5.7-downgrade"] == "no effect"
+    slip = rocm_patch("plan", "--root", MISSION, "--remedy", "norety")
+    assert slip.returncode == 2
+    assert "close to it: noretry; all: rocm-patch plan --list" in slip.stderr
+
+
+def test_a_file_that_is_no_plan_stays_and_an_older_plan_is_named(tmp_path):
+    file, plan = tmp_path / "notes.txt", tmp_path / "plan.json"
+    file.write_text("mine\n")
+    ended = rocm_patch("plan", "--root", MISSION, "-o", file)
+    assert (ended.returncode, file.read_text()) == (2, "mine\n")
+    assert "no plan; it stays" in ended.stderr
+    assert rocm_patch("plan", "--root", MISSION, "-o", plan).returncode == 0
+    written = plan.read_text()
+    refused = rocm_patch("plan", "--root", MISSION, "--remedy", "set-override", "-o", plan)
+    assert (refused.returncode, plan.read_text()) == (5, written)
+    assert f"{plan} still holds an earlier plan (drop-override, drop-setting)" in refused.stderr
+    assert rocm_patch("plan", "--root", MISSION, "-o", plan).returncode == 0
+    assert "cannot be done under --root: run on that machine: rocm-patch plan --remedy native-wheel" in rocm_patch("plan", "--root", MISSION).stdout
 
 
 def test_a_plan_holds_no_paths_and_no_bytes(tmp_path):

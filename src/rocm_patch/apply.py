@@ -190,7 +190,10 @@ def _names(locations: Locations, scope: Scope, zipapp: str, tables: Tables, kind
             found = elevate.ask_root(ScopeStatus, locations, zipapp, "status")
         return [record.transaction for record in found.transactions]
     _recover_here(locations, scope, tables, kinds)
-    return [record.transaction for record in engine.status_scope(ground).transactions]
+    here = engine.status_scope(ground)
+    if not here.readable:  # not to be taken for one that is empty
+        raise RefusedError(f"the journal {ground.host(ground.on_machine(ground.state))} cannot be read, so nothing was taken back")
+    return [record.transaction for record in here.transactions]
 
 
 def recover(

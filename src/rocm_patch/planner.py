@@ -6,6 +6,7 @@ what the problems ask for and takes settings out that do nothing; whatever else 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _VALUES: Final[Mapping[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """What can be given to remedies whose kinds make their parameters themselves."""
 _WORDS: Final = {"none": "no effect", "harmful": "harmful", "slows": "slows", "diagnostic": "for searching, not for keeps", "legitimate": "fine"}
+_PLAIN: Final = {"path": "the file", "needed": "the version needed"}
 _SITE: Final = re.compile(r"(?P<venv>/.+)/lib/python3\.\d+t?/site-packages")
 _NO_VENV: Final = ("conda", "pyenv", "user site", "system Python")
 """Labels of torches that do not lie in a virtual environment."""
@@ -67,13 +69,15 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
     for id_ in dict.fromkeys(ids):
         row = case.knowledge.remedies.get(id_)
         if row is None:
-            raise UsageError(f"there is no remedy {id_!r}", "known: " + ", ".join(sorted(case.knowledge.remedies)))
+            close = ", ".join(difflib.get_close_matches(id_, case.knowledge.remedies))
+            raise UsageError(f"there is no remedy {id_!r}", f"{f'close to it: {close}; ' if close else ''}all: rocm-patch plan --list")
         if choices.remedies:
             evidence = in_scope(case.knowledge.evidence, id_, case.context())
             known = status(evidence)
             if not recommended(evidence) and not (row.by_name or (choices.untested and known == "untested")):
-                notes = [item.note for item in evidence[:2]] + ["to try it all the same: --untested"] * (known == "untested" and row.kind != "manual")
-                raise RefusedError(f"{id_}: {known} on {case.gfx or 'this machine'}", "; ".join(notes))
+                notes = [f"{item.note.rstrip('.')}." for item in evidence[:2]]
+                notes += ["To try it all the same: --untested"] * (known == "untested" and row.kind != "manual")
+                raise RefusedError(f"{id_}: {known} on {case.gfx or 'this machine'}", " ".join(notes))
         if row.kind == "manual":
             if choices.remedies:
                 raise UsageError(f"{id_} is done by hand: {row.title}", row.text)
@@ -326,5 +330,28 @@ def legitimate_for(case: Case, value: str) -> bool:
 
 
 def _title(case: Case, id_: str) -> str:
-    text = case.knowledge.remedies[id_].title
-    return re.sub(r"\{(\w+)\}", lambda match: case.fields.get(match.group(1), match.group()), text)
+    """A remedy's title without a finding: what only a finding knows stands there in plain words."""
+    known = {**_PLAIN, **case.fields}
+    text = case.knowledge.remedies[id_].title.replace("{name}={value}", OVERRIDE if id_.startswith("drop-override") else "the setting")
+    return re.sub(r"\{(\w+)\}", lambda match: known.get(match.group(1), match.group(1).upper()), text)
+
+
+# ------------------------------------------------------------------ all that there is
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One remedy, as `plan --list` tells of it."""
+
+    id: str
+    kind: str
+    status: str
+    """By the evidence for this card: works, partial, no effect, harmful, untested."""
+    title: str
+
+
+def listing(case: Case) -> tuple[Listed, ...]:
+    """Every remedy, with its status on this machine; what is done by hand comes last."""
+    rows = sorted(case.knowledge.remedies.values(), key=lambda row: (row.kind == "manual", row.kind, row.id))
+    found = [(row, status(in_scope(case.knowledge.evidence, row.id, case.context()))) for row in rows]
+    return tuple(Listed(row.id, "by hand" if row.kind == "manual" else row.kind, known, _title(case, row.id)) for row, known in found)

@@ -463,7 +463,7 @@ class Tree:
         if self._held < 0:
             # By its name once only: whoever owns the folder above could put a link in its place between two of our steps.
             self._held = os.open(self.anchor, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            weakref.finalize(self, os.close, self._held)
+            weakref.finalize(self, _close, self._held)
         # Opened anew, not duplicated: duplicates share the place in a listing, and locks.
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._held)
         try:
@@ -507,6 +507,11 @@ def _empty(folder: int) -> None:
             os.rmdir(name, dir_fd=folder)
         else:
             os.unlink(name, dir_fd=folder)
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def _kind(mode: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -148,6 +149,9 @@ def test_by_the_command_line_as_a_user_would(root, tmp_path):
     planned = call("plan", "--root", str(root), "--remedy", "mtype-local", "--set", "value=1", "-o", plan)
     assert planned.returncode == 0, planned.stderr
     assert "+options amdgpu mtype_local=1" in planned.stdout
+    assert f"also: /boot/initrd.img-{DEBIAN}: made anew where it holds amdgpu" in planned.stdout
+    shown = call("apply", "--root", str(root), plan, "--dry-run", "--json")
+    assert json.loads(shown.stdout)["also"][0].startswith(f"/boot/initrd.img-{DEBIAN}: made anew")
     assert snapshot(root) == before
     applied = call("apply", "--root", str(root), plan, "--yes")
     assert applied.returncode == 0, applied.stderr
@@ -201,7 +205,7 @@ def test_a_driver_that_is_built_in_is_told_where_its_options_stand(tmp_path):
 def test_a_foreign_file_of_our_name_stays(root):
     put(root, DROP_IN, "options amdgpu noretry=1\n")
     before = snapshot(root)
-    refused(lambda: do(root, step("noretry")), "not as rocm-patch left it", f"sudo mv /{DROP_IN}")
+    refused(lambda: do(root, step("noretry")), "not as rocm-patch left it", f"sudo mv {root}/{DROP_IN}")
     assert snapshot(root) == before
 
 
@@ -216,7 +220,7 @@ def test_an_edit_of_ours_stays_and_is_named(root):
 @pytest.mark.parametrize(
     ("path", "data", "words"),
     [
-        ("boot/efi/EFI/Linux/linux-6.12.efi", b"MZ", ("unified kernel image", "sudo tee", "dracut --force --uefi")),
+        ("boot/efi/EFI/Linux/linux-6.12.efi", b"MZ", ("unified kernel image", "/root tee", "dracut --force --uefi")),
         ("efi/EFI/Linux/arch-linux.efi", b"MZ", ("unified kernel image",)),
         ("etc/kernel/install.conf", b"# mine\nlayout = uki\n", ("layout=uki", "sudo")),
         ("ostree/repo/config", b"", ("deployed by ostree", "rpm-ostree initramfs-etc --track=")),
@@ -244,6 +248,7 @@ def test_an_image_with_the_driver_is_named_with_the_command_for_it(root):
     put(root, f"boot/initrd.img-{DEBIAN}", image({**DEBIAN_MARKS, **driver()}))
     before = managed(root)
     line = next(line for line in do(root, step("noretry")).verified if "initrd.img" in line)
+    assert line.startswith("to do: ")
     assert "holds amdgpu and not what" in line
     assert "/usr/sbin/mkinitramfs is not there" in line
     assert f"sudo chroot {root} update-initramfs -u -k {DEBIAN}" in line
@@ -309,11 +314,11 @@ def test_an_empty_boot_is_said(root):
 def test_rivals_are_shown_with_who_wins(root):
     put(root, "etc/modprobe.d/amd.conf", "# options amdgpu noretry=7\noptions amdgpu dc=1 \\\n  noretry=1\n")
     said = do(root, step("noretry")).verified
-    assert "amdgpu.noretry: also set to 1 by /etc/modprobe.d/amd.conf line 2; ours comes last and wins" in said
+    assert "note: amdgpu.noretry: also set to 1 by /etc/modprobe.d/amd.conf line 2; ours comes last and wins" in said
     back(root)
     put(root, "usr/lib/modprobe.d/zzz.conf", "options amdgpu noretry=-1\n")
     said = do(root, step("noretry")).verified
-    assert "amdgpu.noretry: also set to -1 by /usr/lib/modprobe.d/zzz.conf line 1, which comes last and wins" in said
+    assert "note: amdgpu.noretry: also set to -1 by /usr/lib/modprobe.d/zzz.conf line 1, which comes last and wins" in said
     back(root)
     put(root, "etc/default/grub", '#GRUB_CMDLINE_LINUX="amdgpu.noretry=5"\nGRUB_CMDLINE_LINUX_DEFAULT="quiet amdgpu.noretry=1"\n')
     said = do(root, step("noretry")).verified

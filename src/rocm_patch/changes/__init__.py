@@ -36,6 +36,12 @@ def preview(
     return found
 
 
+def also(steps: Sequence[Step], locations: Locations, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> list[str]:
+    """What the steps write besides the paths of `preview`: what the system's own tools make, and what only root may read. In words."""
+    asked = [(scope, [step for step in steps if step.scope == scope]) for scope in locations.scopes()]
+    return [line for scope, mine in asked if mine for line in engine.also_scope(mine, locations.ground(scope), tables or _tables(), kinds)]
+
+
 def facts(steps: Sequence[Step], locations: Locations, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> dict[str, str]:
     """The digests for `Plan.facts`: what is now at each path that the steps manage.
 
@@ -58,4 +64,4 @@ def _tables() -> Tables:
     return knowledge.load()
 
 
-__all__ = ["KINDS", "Kind", "Locations", "Tables", "facts", "preview"]
+__all__ = ["KINDS", "Kind", "Locations", "Tables", "also", "facts", "preview"]

@@ -30,7 +30,7 @@ from rocm_patch.changes import (
 )  # fmt: skip
 from rocm_patch.changes.boot_loaders import Loader
 from rocm_patch.changes.cmdline_words import in_force
-from rocm_patch.changes.kind import Change, Kind, Look, Tables, Unfinished, Work
+from rocm_patch.changes.kind import NOTE, TO_DO, Change, Kind, Look, Tables, Unfinished, Work
 from rocm_patch.changes.places import Ground
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Step
@@ -196,6 +196,22 @@ def _words_of(work: Work) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return cmdline_words.permanent(now), cmdline_words.on_trial(now)
 
 
+def also(steps: Sequence[Step], look: Look) -> tuple[str, ...]:
+    """What the next start reads: the menu or the entries, or the entry of the trial and the choice of it."""
+    loader = boot_loaders.recognise(Root(look.ground.anchor))
+    folders = ", ".join(entry_files.folders(look.ground, loader)) if loader.name == "systemd-boot" or loader.installer else ""
+    if _stage(steps, look.ground) == "trial":
+        if loader.name == "systemd-boot":
+            return (f"{folders}: an entry of ours with the words, chosen in the firmware's variables for the next start alone",)
+        return (f"{loader.custom}: a copy of the default entry with the words", f"{loader.environment}: that entry, for the next start alone")
+    if loader.installer:
+        made = f"{folders}: the same words in the entries that are there"
+    else:
+        made = f"made by the system's own tools: {loader.menu} ({loader.regenerate.split()[0]}); the command is told where they cannot be run"
+    ended = bool(cmdline_words.on_trial(look.now)) and loader.name != "systemd-boot"
+    return (made, f"{loader.custom}, {loader.environment}: the trial's entry and the choice of it taken out") if ended else (made,)
+
+
 # ------------------------------------------------------------------ activate
 
 
@@ -274,14 +290,13 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
         said.append(f"{cmdline_words.file_of(loader)}: {' '.join(permanent)}")
         said += entry_files.seen(permanent, loader, work) if loader.installer else grub_generate.seen(permanent, loader, work)
         if not work.ground.live:
-            said.append("not tried: a trial is for the machine itself; press e in the boot menu to take a word off the line for one start")
+            said.append(f"{NOTE}not tried: a trial is for the machine itself; press e in the boot menu to take a word off the line for one start")
     if trial:
         _trial_of(loader).check_chosen(work, loader)
-        said.append(
-            f"on trial: the next start, and that one alone, has {' '.join(trial)}. Came up well: rocm-patch confirm. Did not: reset the machine"
-        )
+        said.append(f"on trial: the next start, and that one alone, has {' '.join(trial)}")
+        said.append(f"{TO_DO}restart. Came up well: rocm-patch confirm. Did not: reset the machine")
     if boot_loaders.fstype(work.ground, loader.menu) == "xfs":
-        said.append("/boot is XFS, whose journal GRUB does not read: sudo fsfreeze -f /boot && sudo fsfreeze -u /boot")
+        said.append(f"{TO_DO}/boot is XFS, whose journal GRUB does not read: sudo fsfreeze -f /boot && sudo fsfreeze -u /boot")
     return tuple(said)
 
 
@@ -317,4 +332,6 @@ def confirm(steps: Sequence[Step], look: Look) -> tuple[Step, ...]:
     return tuple(replace(step, parameters={**step.parameters, "stage": ("direct",)}) for step in {_word(step): step for step in mine}.values())
 
 
-KIND: Final = Kind("cmdline", ("system",), "reboot", validate, render, activate, verify, confirm=confirm, in_force=in_force, asked_back=True)
+KIND: Final = Kind(
+    "cmdline", ("system",), "reboot", validate, render, activate, verify, confirm=confirm, in_force=in_force, asked_back=True, also=also
+)  # fmt: skip

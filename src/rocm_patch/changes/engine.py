@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rocm_patch.changes import environment, grown, undo, versions
+from rocm_patch.changes import environment, grown, system_tools, undo, versions
 from rocm_patch.changes.journal import UNDO, Journal
 from rocm_patch.changes.kind import Change, Kind, Look, Needs, Tables, Unfinished, Unseen, Work
 from rocm_patch.changes.places import Ground
@@ -79,7 +79,10 @@ def render(steps: Sequence[Step], look: Look, kinds: Sequence[Kind]) -> tuple[Pa
     for kind in kinds:
         mine = tuple(step for step in steps if kind_of(step, look.tables, kinds) is kind)
         if mine:
-            parts.append(Part(kind, mine, kind.render(mine, look)))
+            try:
+                parts.append(Part(kind, mine, kind.render(mine, look)))
+            except RefusedError as error:
+                raise RefusedError(error.what, system_tools.hint_for(look.ground, error.hint)) from error
     paths = [change.path for part in parts for change in part.changes]
     if len(set(paths)) != len(paths):
         raise RefusedError("two steps of the plan want the same path")
@@ -106,6 +109,13 @@ def preview_scope(steps: Sequence[Step], ground: Ground, tables: Tables, kinds: 
     """Every path that the steps manage in one scope, as it is and as it would be."""
     look = peek(ground, tables)
     return [(change.path, look.now(change.path), change.after) for part in render(steps, look, kinds) for change in part.changes]
+
+
+def also_scope(steps: Sequence[Step], ground: Ground, tables: Tables, kinds: Sequence[Kind]) -> list[str]:
+    """What is written besides the paths of `preview_scope`, in words; nothing where all is as planned already."""
+    look = peek(ground, tables)
+    busy = [part for part in render(steps, look, kinds) if any(change.grown or look.now(change.path) != change.after for change in part.changes)]
+    return [line for part in busy if part.kind.also is not None for line in part.kind.also(part.steps, look)]
 
 
 # ------------------------------------------------------------------ apply
@@ -417,16 +427,18 @@ def _by_kind(selected: Sequence[Record], tables: Tables, kinds: Sequence[Kind]) 
 def _check_order(active: Sequence[Record], selected: Sequence[Record]) -> None:
     """A transaction on which a newer one stands does not go alone. `active` is newest first."""
     chosen = {record.transaction for record in selected}
-    above = set[str]()
+    above = dict[str, str]()
     for record in active:
         paths = {entry.path for entry in record.entries}
         folders = tuple(f"{entry.path}/" for entry in record.entries if entry.after.kind in ("folder", "grown"))
         if record.transaction not in chosen:
-            above |= paths
-        elif shared := paths & above | {path for path in above if path.startswith(folders)}:
+            above |= dict.fromkeys(paths, record.transaction)
+        elif shared := paths & above.keys() | {path for path in above if path.startswith(folders)}:
+            later = sorted({above[path] for path in shared})
             raise RefusedError(
-                f"a later transaction changed {', '.join(sorted(shared))} again, so {record.transaction} cannot be taken back alone",
-                "roll back the later one first, or all",
+                f"a later transaction ({', '.join(later)}) changed {', '.join(sorted(shared))} again, "
+                f"so {record.transaction} cannot be taken back alone",
+                f"take the later one back first: rocm-patch rollback {later[-1]}; or all: rocm-patch rollback --all",
             )
 
 
@@ -502,6 +514,6 @@ def _by_its_own_words(ground: Ground, journal: Journal) -> tuple[ManagedFile, ..
 
 
 __all__ = [
-    "ManagedFile", "Part", "ScopeStatus", "apply_scope", "check_facts", "kind_of", "new_transaction", "peek", "preview_scope", "recover_open",
-    "render", "rollback_scope", "status_scope", "validate",
+    "ManagedFile", "Part", "ScopeStatus", "also_scope", "apply_scope", "check_facts", "kind_of", "new_transaction", "peek", "preview_scope",
+    "recover_open", "render", "rollback_scope", "status_scope", "validate",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from rocm_patch.changes import environment_places
 from rocm_patch.changes.environment_places import Place, path_of
 from rocm_patch.changes.environment_text import Setting, Settings, guard, parse, program_of, text_of
 from rocm_patch.changes.environment_text import in_force as value_of
-from rocm_patch.changes.kind import Change, Held, Look
+from rocm_patch.changes.kind import NOTE, Change, Held, Look
 from rocm_patch.changes.places import Ground
 from rocm_patch.errors import FormatError, RocmPatchError
 from rocm_patch.model import Known, Step
@@ -49,7 +49,7 @@ def check(place: Place, change: Change, ground: Ground, tree: Tree) -> list[str]
     else:
         said = [f"{change.path}: {name}={value_of(item)}" for name, item in sorted(settings.items())]
     reach, beyond, next_step = place.told()
-    return [*said, f"in force in {reach}", f"not in force in {beyond}", f"counts after this: {next_step}"]
+    return [*said, f"{NOTE}in force in {reach}", f"{NOTE}not in force in {beyond}", f"{NOTE}counts after this: {next_step}"]
 
 
 # ------------------------------------------------------------------ shells
@@ -118,7 +118,7 @@ def _generated(path: str, settings: Settings, ground: Ground) -> list[str]:
     lines = [f"{path}: {name}={value_of(item)}" for name, item in sorted(settings.items())]
     generator = next((item for item in GENERATORS if os.access(item, os.X_OK)), "")
     if not ground.live or not generator:
-        return [*lines, "read back; systemd's own reader was not asked" + ("" if ground.live else ": this is not the running system")]
+        return [*lines, f"{NOTE}read back; systemd's own reader was not asked" + ("" if ground.live else ": this is not the running system")]
     home = {"HOME": ground.base, "XDG_CONFIG_HOME": ground.config} if ground.scope == "user" else {"HOME": "/nonexistent"}
     ended = run([generator], environment={**CLEAN, **home}, timeout=_TIMEOUT)
     found = dict(line.split("=", 1) for line in ended.out.decode("utf-8", "replace").splitlines() if "=" in line)
@@ -133,7 +133,7 @@ def _generated(path: str, settings: Settings, ground: Ground) -> list[str]:
 
 def _analyzed(path: str, place: Place, ground: Ground) -> list[str]:
     if not ground.live or not os.access(ANALYZE, os.X_OK):
-        return ["read back; systemd-analyze was not asked" + ("" if ground.live else ": this is not the running system")]
+        return [f"{NOTE}read back; systemd-analyze was not asked" + ("" if ground.live else ": this is not the running system")]
     user = ["--user"] if ground.scope == "user" else []
     home = {"HOME": ground.base, "XDG_CONFIG_HOME": ground.config} if user else {}
     ended = run([ANALYZE, *user, "verify", "--man=no", place.name], environment={**CLEAN, **home}, timeout=_TIMEOUT * 3)

@@ -9,7 +9,7 @@ from typing import Final
 from rocm_patch.changes import boot_loaders, cmdline_trial, grub_compare, grub_environment, grub_menu, system_tools
 from rocm_patch.changes.boot_loaders import Loader
 from rocm_patch.changes.grub_compare import Compared
-from rocm_patch.changes.kind import Change, Work
+from rocm_patch.changes.kind import TO_DO, Change, Work
 from rocm_patch.changes.places import Ground
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.root import State
@@ -88,7 +88,7 @@ def _speaking(menu: bytes) -> dict[str, str]:
 def seen(words: Sequence[str], loader: Loader, work: Work) -> list[str]:
     """What the menu in place has now, for the receipt."""
     if why := why_not(loader, work.ground):
-        return [f"{loader.menu} was not made anew ({why}). To be done there: {system_tools.words_for(work.ground, loader.regenerate)}"]
+        return [f"{TO_DO}{loader.menu} was not made anew ({why}). To be done there: {system_tools.words_for(work.ground, loader.regenerate)}"]
     entries = [entry for entry in grub_menu.parse(work.tree.state(work.ground.at(loader.menu)).data).every() if entry.kernel]
     have = [entry for entry in entries if entry.kernel and set(words) <= set(entry.kernel.values)]
     spared = [entry for entry in entries if entry.recovery and entry not in have]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rocm_patch.changes import initramfs_entry, system_tools, unpack
-from rocm_patch.changes.kind import Change, Work
+from rocm_patch.changes.kind import NOTE, TO_DO, Change, Work
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.root import CONTENT_LIMIT, Root, State
 
@@ -248,6 +248,13 @@ def _check(new: Image, old: Image, wanted: bytes | None, size: int, before: int)
 
 
 # ------------------------------------------------------------------ telling
+
+
+def marked(work: Work, file: str, image: Image) -> str:
+    """The same line as `told` gives, with the mark of its nature."""
+    if image.unread or stale(image, _wanted(work, file)):
+        return TO_DO + told(work, file, image)
+    return told(work, file, image) if image.driver else NOTE + told(work, file, image)
 
 
 def told(work: Work, file: str, image: Image) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from rocm_patch.changes.places import Ground
 from rocm_patch.changes.record import Record, fits
@@ -81,6 +81,11 @@ class Work:
     """In a rollback: what each of these transactions found in a file, and what it left there."""
 
 
+NOTE: Final = "note: "
+TO_DO: Final = "to do: "
+"""What a line of `verify` begins with that says something besides what was seen to hold, or what is left to somebody."""
+
+
 class Unfinished(str):
     """A line of `verify` in a rollback: what still holds our change, and what is to be done there."""
 
@@ -116,6 +121,7 @@ Release = Callable[[Sequence[Step], Look], None]
 Confirm = Callable[[Sequence[Step], Look], tuple[Step, ...]]
 Hold = Callable[[Sequence[str], Work], None]
 InForce = Callable[[Sequence[Step], Look], tuple[Held, ...]]
+Also = Callable[[Sequence[Step], Look], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,8 @@ class Kind:
     activate: make the new files count, after they are in place. Returns files that the system's own tools generate from
         them (an initramfs, a boot menu), made aside and not yet in place: the engine journals them and puts them there last.
         In a rollback it is asked again if somebody has generated such a file since; with `asked_back` in every rollback.
-    verify: lines that say what was seen to hold; RocmPatchError if it does not. With `asked_back` after a rollback as well,
+    verify: lines that say what was seen to hold, others with NOTE or TO_DO before them; RocmPatchError if it does not hold.
+        With `asked_back` after a rollback as well,
         where a line about what still holds our change is an `Unfinished`: its transaction then stays on record.
     asked_back: others may have put our change into files of theirs that no record knows (the initramfs of a kernel that came
         since), so that a rollback looks whether these have to be made anew.
@@ -139,6 +146,8 @@ class Kind:
     hold: called before a rollback or a recovery changes anything, with every path it may change: takes the locks that others expect
         to be held meanwhile, into `work.watch`; RocmPatchError stops it, with nothing changed.
     release: whether these steps may be taken back now; RefusedError if somebody uses what would go.
+    also: what `activate` writes besides, as lines for people: it is made from files that often only root may read, so no diff shows
+        it before. Asked after `render`, for a step that changes something; reads only, as any user.
     confirm: for what is on trial, the steps that make it permanent; RefusedError if the trial was not passed.
     """
 
@@ -154,4 +163,5 @@ class Kind:
     release: Release | None = None
     hold: Hold | None = None
     in_force: InForce | None = None
+    also: Also | None = None
     asked_back: bool = False

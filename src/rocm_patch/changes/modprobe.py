@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rocm_patch.changes import image_owners, initramfs, kernel_parameters, modprobe_config
-from rocm_patch.changes.kind import Change, Held, Kind, Look, Tables, Unfinished, Unseen, Work
+from rocm_patch.changes.kind import NOTE, TO_DO, Change, Held, Kind, Look, Tables, Unfinished, Unseen, Work
 from rocm_patch.changes.modprobe_config import Option
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Known, Step, Unknown
@@ -157,6 +157,14 @@ def reads_as_ours(now: State) -> bool:
         return False
 
 
+def also(_steps: Sequence[Step], look: Look) -> tuple[str, ...]:
+    """The images, without a look into them: that takes a while, and root's side takes it in any case."""
+    root = Root(look.ground.anchor)
+    paths = [path for kernel in kernel_parameters.kernels(root, MODULE) for path in initramfs.paths_of(root, kernel.version)]
+    kept = f"today's is kept beside it ({initramfs.COPY}), with an entry in GRUB's menu where that can be"
+    return tuple(f"{path}: made anew where it holds {MODULE}; {kept}" for path in dict.fromkeys(paths))
+
+
 # ------------------------------------------------------------------ activate, verify
 
 
@@ -188,13 +196,13 @@ def verify(_steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tu
         module = kernel_parameters.read(root, kernel.version, MODULE)
         said.append(f"linux {kernel.version} ({kernel.why} here): {module.path} has {', '.join(sorted(options))}, and takes these values")
     said.append(_ask_modprobe(root, options))
-    said += [line for name in sorted(options) for line in rivals(name, others.of(name))]
-    said += [f"not read: {place}" for place in others.unread]
+    said += [f"{NOTE}{line}" for name in sorted(options) for line in rivals(name, others.of(name))]
+    said += [f"{NOTE}not read: {place}" for place in others.unread]
     images = _images(work)
-    said += [initramfs.told(work, PATH, image) for image in images] or [
-        "/boot: no initramfs of these kernels was found; if /boot is a partition of its own that is not mounted, mount it and apply again"
+    said += [initramfs.marked(work, PATH, image) for image in images] or [
+        f"{TO_DO}/boot: no initramfs of these kernels was found; if /boot is a partition of its own that is not mounted, mount it and apply again"
     ]
-    said += [line for image in images if (line := initramfs.told_of_copy(work, image))]
+    said += [f"{NOTE}{line}" for image in images if (line := initramfs.told_of_copy(work, image))]
     return tuple(said)
 
 
@@ -209,7 +217,7 @@ def _ask_modprobe(root: Root, options: Mapping[str, Wanted]) -> str:
     """`modprobe -c` ends with 0 whatever it thinks: what it prints is what counts."""
     program = next((path for path in MODPROBE if os.path.exists(path)), None)
     if program is None:
-        return f"{PATH}: no modprobe is installed here; read by rocm-patch's own parser alone"
+        return f"{NOTE}{PATH}: no modprobe is installed here; read by rocm-patch's own parser alone"
     folders = [word for folder in modprobe_config.FOLDERS if root.is_folder(folder) for word in ("-C", root.host(folder))]
     ended = run([program, "-c", *folders], timeout=30, output_limit=16 << 20)
     complaints = [line for line in ended.err.decode("utf-8", "replace").splitlines() if os.path.basename(PATH) in line]
@@ -296,4 +304,4 @@ def same(one: str, other: str) -> bool:
     return truth.get(one, one) == truth.get(other, other)
 
 
-KIND: Final = Kind("modprobe", ("system",), "reboot", validate, render, activate, verify, in_force=in_force, asked_back=True)
+KIND: Final = Kind("modprobe", ("system",), "reboot", validate, render, activate, verify, in_force=in_force, asked_back=True, also=also)

@@ -22,7 +22,7 @@ from typing import Final
 
 from rocm_patch.changes import system_tools
 from rocm_patch.changes.group_file import GROUP, GSHADOW, has_user, members, with_member, without_member
-from rocm_patch.changes.kind import Change, Held, Kind, Look, Tables, Unfinished, Work
+from rocm_patch.changes.kind import NOTE, Change, Held, Kind, Look, Tables, Unfinished, Work
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.model import Step
 from rocm_patch.root import State
@@ -96,7 +96,9 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
     rules = Rules()
     if now.kind != "absent":
         if not (look.ours(PATH) if look.journal_read else reads_as_ours(now)):
-            raise RefusedError(f"{PATH} is there and is not as rocm-patch left it; it stays as it is", f"look at it, and move it away: mv {PATH} ~/")
+            raise RefusedError(
+                f"{PATH} is there and is not as rocm-patch left it; it stays as it is", f"look at it, and move it away: sudo mv {PATH} ~/"
+            )  # fmt: skip
         rules = parse(now.data)
     group_file = _group_file(look)
     for step in steps:
@@ -169,6 +171,14 @@ def reads_as_ours(now: State) -> bool:
         return now.kind == "file" and bool(parse(now.data))
     except FormatError:
         return False
+
+
+def also(steps: Sequence[Step], look: Look) -> tuple[str, ...]:
+    """The group files, which are changed after our rules file and from it."""
+    files = ", ".join(path for path in (GROUP, GSHADOW) if look.tree.state_kind(look.ground.at(path)) == "file")
+    named = dict.fromkeys((_one(step, "user"), _one(step, "group")) for step in steps if "user" in step.parameters)
+    group_file = _group_file(look)
+    return tuple(f"{files}: {user} joins {group}" for user, group in named if user not in (members(group_file, group) or ()))
 
 
 # ------------------------------------------------------------------ activate, verify
@@ -298,7 +308,7 @@ def verify(steps: Sequence[Step], changes: Sequence[Change], work: Work) -> tupl
             raise RocmPatchError(
                 f"the system does not see {user} in {group}, although {GROUP} lists it", "look at the group line of /etc/nsswitch.conf"
             )
-        said += [f"{GROUP}: {user} is in {group}", f"in force in sessions of {user} that begin from now on; not in those that are open"]
+        said += [f"{GROUP}: {user} is in {group}", f"{NOTE}in force in sessions of {user} that begin from now on; not in those that are open"]
     if rules.access:
         said.append(
             f"{PATH}: /dev/kfd and render nodes of amdgpu for {'the user at the machine and ' * (rules.access == 'seat')}the group {rules.group}"
@@ -311,7 +321,7 @@ def _judged(work: Work) -> list[str]:
     tool = next((path for path in UDEVADM if os.access(path, os.X_OK)), "")
     ended = run([tool, "verify", work.ground.host(PATH)], timeout=30) if tool else None
     if ended is None or "Unknown command" in ended.text:
-        return ["udev's own judge of rules (udevadm verify, systemd 254) is not on this system; read back only"]
+        return [f"{NOTE}udev's own judge of rules (udevadm verify, systemd 254) is not on this system; read back only"]
     if ended.code != 0:
         raise RocmPatchError(f"udevadm verify does not accept the rule: {ended.text}")
     return ["udevadm verify: no word against it"]
@@ -358,4 +368,4 @@ def _node(group: str, look: Look) -> Held:
     return Held("/dev/kfd", wanted, found, "/dev/kfd", found == wanted, "" if found == wanted else "restart the machine, or: sudo udevadm trigger")
 
 
-KIND: Final = Kind("permissions", ("system",), "login", validate, render, activate, verify, in_force=in_force, asked_back=True, hold=hold)
+KIND: Final = Kind("permissions", ("system",), "login", validate, render, activate, verify, in_force=in_force, asked_back=True, hold=hold, also=also)

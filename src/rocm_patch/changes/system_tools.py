@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shlex
 import stat
 import struct
@@ -66,6 +67,17 @@ def run_there(
 def words_for(ground: Ground, command: str) -> str:
     """A command as a user would type it for this machine."""
     return f"sudo {command}" if ground.live else f"sudo chroot {shlex.quote(ground.anchor)} {command}"
+
+
+def hint_for(ground: Ground, hint: str) -> str:
+    """A hint as it is for this machine: pasted as it stands, `sudo mv /etc/...` would change the system that runs."""
+    if ground.live:
+        return hint
+    root = shlex.quote(ground.anchor)
+    own = re.sub(r"\bmv /", lambda _: f"mv {root}/", hint)
+    # These ask the deployment that runs; in a chroot there is none.
+    own = re.sub(r"\bsudo (?=rpm-ostree |bootc |ostree )", "on that machine itself: sudo ", own)
+    return re.sub(r"\bsudo (?!chroot |rocm-patch |mv |rpm-ostree |bootc |ostree )", lambda _: f"sudo chroot {root} ", own)
 
 
 def _chroot() -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rocm_patch.cli.common import JsonOption, MachineOption, PythonOption, RootOption, YesOption, case_of, diagnosis_of, read_input, root_of, verb
-from rocm_patch.errors import EXIT_FINE, EXIT_NEEDS_RESTART, EXIT_PROBLEMS, EXIT_REFUSED, RefusedError, UsageError
+from rocm_patch.errors import EXIT_FINE, EXIT_NEEDS_RESTART, EXIT_PROBLEMS, EXIT_REFUSED, RefusedError, RocmPatchError, UsageError
 from rocm_patch.model import SCHEMA, Diagnosis, Plan, Receipt, Scope, Step
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def steps_of(
             raise UsageError(f"--set {pair}: KEY=VALUE is the form")
         if key == "set":
             sets.append(value)
+        elif key in pairs:
+            raise UsageError(f"--set {key} is given twice", "for remedies that want different values make a plan for each")
         pairs[key] = value
     found = pythons.find(Root(root), case.machine)
     if python:
@@ -74,7 +77,12 @@ def steps_of(
         pairs["venv"] = os.path.abspath(pairs["venv"])
     user, group = _who(root)
     choices = planner.Choices(tuple(remedies), pairs, index, found, sets=tuple(sets), user=user, group=group, untested=untested)
-    return planner.steps(case, diagnosis, choices)
+    made = planner.steps(case, diagnosis, choices)
+    for key, value in pairs.items():
+        takers = sorted({step.remedy for step in made if step.parameters.get(key) == (value,)})
+        if len(takers) > 1:
+            sys.stderr.write(f"--set {key}={value} counts for each of {', '.join(takers)}; for different values make a plan for each\n")
+    return made
 
 
 def _who(root: str) -> tuple[str, str]:
@@ -111,17 +119,53 @@ def split(steps: tuple[Step, ...], root: str) -> tuple[tuple[Step, ...], tuple[S
     return tuple(step for step in steps if step not in elsewhere), elsewhere
 
 
-def plan_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> tuple[Plan, list[tuple[str, str]]]:
-    """The plan, with the digests of what is there now, and its changes as (path, diff)."""
+def plan_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> tuple[Plan, Shown]:
+    """The plan, with the digests of what is there now, and its changes."""
+    from rocm_patch import changes
+
+    before = changes.facts(steps, where)
+    return Plan(SCHEMA, steps, before), shown_of(steps, where, context)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a plan before anybody says yes."""
+
+    diffs: tuple[tuple[str, str], ...]
+    """Path and unified diff."""
+    also: tuple[str, ...]
+    """What is written besides, in words."""
+    same: bool = False
+    """All that the steps manage is as they would have it."""
+
+
+def shown_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> Shown:
+    """The diffs of these steps, and what they write that no diff can show yet."""
     from rocm_patch import changes
     from rocm_patch.report import diffs
 
-    before = changes.facts(steps, where)
-    shown = [(path, diffs.unified(path, old, new, context)) for path, old, new in changes.preview(steps, where)]
-    return Plan(SCHEMA, steps, before), shown
+    states = changes.preview(steps, where)
+    found = tuple((path, diffs.unified(path, old, new, context)) for path, old, new in states)
+    return Shown(found, tuple(changes.also(steps, where)), bool(steps) and all(old == new for _, old, new in states))
 
 
-def show_plan(steps: tuple[Step, ...], elsewhere: tuple[Step, ...], shown: list[tuple[str, str]]) -> None:
+def _show(shown: Shown) -> None:
+    from rocm_patch.report import words
+
+    out = words.console()
+    for _, text in shown.diffs:
+        words.diff(text, out)
+    for line in shown.also:
+        out.print(f"also: {line}", soft_wrap=True)
+    if shown.same:
+        out.print("already as planned, nothing to change")
+
+
+def _document(shown: Shown) -> dict[str, Any]:
+    return {"changes": [{"path": path, "diff": text} for path, text in shown.diffs], "also": list(shown.also)}
+
+
+def show_plan(steps: tuple[Step, ...], elsewhere: tuple[Step, ...], shown: Shown) -> None:
     """Words: the steps, then the exact differences."""
     from rocm_patch import knowledge
     from rocm_patch.report import diffs, words
@@ -133,10 +177,10 @@ def show_plan(steps: tuple[Step, ...], elsewhere: tuple[Step, ...], shown: list[
     for step in steps:
         out.print(f"{step.scope} scope: {diffs.step(step, remedies[step.remedy])}", soft_wrap=True)
     for step in elsewhere:
-        out.print(f"left out under this root, for the machine itself: {diffs.step(step, remedies[step.remedy])}", soft_wrap=True)
+        out.print(f"left out: {diffs.step(step, remedies[step.remedy])}", soft_wrap=True)
+        out.print(f"  cannot be done under --root: run on that machine: rocm-patch plan --remedy {step.remedy}", soft_wrap=True)
     out.print()
-    for _, text in shown:
-        words.diff(text, out)
+    _show(shown)
 
 
 def confirmed(question: str, yes: bool) -> bool:
@@ -181,14 +225,30 @@ def plan(
     index_url: IndexOption = "",
     venv_python: VenvPythonOption = "",
     untested: UntestedOption = False,
+    listed: Annotated[bool, typer.Option("--list", help="Name every remedy with its kind and its status here; plan nothing.")] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="Write the plan to this file, for `apply`.", metavar="FILE")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show what would be changed, as a diff. Writes nothing but the file that you name."""
+    if listed:
+        _list(case_of(root, machine, python), as_json)
+        return
+    earlier = _check_output(output)
+    try:
+        _plan(root, machine, python, remedy, values, index_url, venv_python, untested, output, as_json)
+    except RocmPatchError:
+        if earlier:
+            sys.stderr.write(f"{output} still holds an earlier plan ({earlier})\n")
+        raise
+
+
+def _plan(
+    root: str, machine: str, python: list[str], remedy: list[str], values: list[str], index_url: str, venv_python: str, untested: bool,
+    output: str, as_json: bool,
+) -> None:  # fmt: skip
     from rocm_patch import codec, planner
     from rocm_patch.report import documents, words
 
-    _check_output(output)
     case = case_of(root, machine, python)
     diagnosis = diagnosis_of(case)
     wanted = steps_of(case, diagnosis, root, remedies=remedy, values=values, index=index_url, python=venv_python, untested=untested)
@@ -199,12 +259,11 @@ def plan(
     for note in notes:
         words.note(note)
     if as_json:
-        changes = [{"path": path, "diff": text} for path, text in shown]
         documents.show(
             {
                 "schema": SCHEMA,
                 "plan": codec.encode(made),
-                "changes": changes,
+                **_document(shown),
                 "elsewhere": codec.encode(elsewhere),
                 "by_hand": by_hand,
                 "notes": [asdict(note) for note in notes],
@@ -217,20 +276,45 @@ def plan(
             out.print(f"by hand: {item}", soft_wrap=True)
     if output:
         if not steps:
-            sys.stderr.write(f"no plan, so {output} is not written\n")
+            held = _check_output(output)
+            sys.stderr.write(f"no plan, so {output} is not written{f'; it still holds an earlier plan ({held})' if held else ''}\n")
             return
         with open(output, "w", encoding="utf-8") as stream:
             stream.write(codec.dumps(made))
         sys.stderr.write(f"written: {output}; carry it out with: rocm-patch apply{' --root ' + root if root != '/' else ''} {output}\n")
 
 
-def _check_output(path: str) -> None:
-    """Before anything is looked at: the search takes a while, and its answer would be lost."""
+def _list(case: Case, as_json: bool) -> None:
+    from rocm_patch import planner
+    from rocm_patch.report import documents, words
+
+    rows = planner.listing(case)
+    if as_json:
+        documents.show({"schema": SCHEMA, "remedies": [asdict(row) for row in rows]})
+        return
+    out, width = words.console(), max(len(row.id) for row in rows)
+    for row in rows:
+        out.print(f"{row.id:{width}}  {row.kind:11}  {row.status:9}  {row.title}", soft_wrap=True)
+
+
+def _check_output(path: str) -> str:
+    """Before anything is looked at: the search takes a while, and its answer would be lost. The remedies of a plan that is there.
+
+    Raises UsageError for what cannot be written, and for a file of somebody's that is no plan.
+    """
     folder = os.path.dirname(os.path.abspath(path))
     if path and not os.path.isdir(folder):
         raise UsageError(f"-o {path}: there is no folder {folder}", f"make it first: mkdir -p {shlex.quote(folder)}")
     if path and os.path.isdir(path):
         raise UsageError(f"-o {path}: that is a folder", "name a file")
+    if not path or not os.path.isfile(path) or not os.path.getsize(path):
+        return ""
+    try:
+        held = json.loads(read_input(path, 1 << 20, "name another file"))
+        remedies = [step["remedy"] for step in held["steps"] if held["facts"] is not None]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UsageError(f"-o {path}: there is a file of that name that is no plan; it stays as it is", "name another file") from None
+    return ", ".join(map(str, remedies))
 
 
 def _by_hand(case: Case, diagnosis: Diagnosis) -> list[str]:
@@ -249,21 +333,32 @@ def apply(
     """Carry out a plan: journalled, verified, undone by `rollback` to the byte."""
     from rocm_patch import apply as door
     from rocm_patch import codec
+    from rocm_patch.report import documents
 
     made = codec.loads(Plan, _read(file), file)
     where = locations_of(root)
-    if not as_json:
-        from rocm_patch import changes
-        from rocm_patch.report import diffs, words
-
-        for path, old, new in changes.preview(made.steps, where):
-            words.diff(diffs.unified(path, old, new), words.console())
+    if dry_run or not as_json:
+        shown = shown_of(made.steps, where, context=0 if as_json else 3)
+        if as_json:
+            documents.show({"schema": SCHEMA, **_document(shown)})
+        else:
+            _show(shown)
     if dry_run:
         return
     if not confirmed("Change this?", yes):
         sys.stderr.write("nothing was changed\n")
         raise SystemExit(EXIT_REFUSED)
-    raise SystemExit(finish(door.apply(made, where), where, as_json))
+    try:
+        receipts = door.apply(made, where)
+    except (PermissionError, RefusedError) as error:
+        cause = error if isinstance(error, PermissionError) else error.__cause__
+        if where.live or not isinstance(cause, PermissionError):
+            raise
+        place = os.path.abspath(root)  # the name in the error is relative to some folder below it
+        raise RefusedError(
+            f"no right to write below {place}", f"run: sudo rocm-patch apply --root {shlex.quote(place)} {shlex.quote(file)}"
+        ) from error
+    raise SystemExit(finish(receipts, where, as_json))
 
 
 def _read(file: str) -> bytes:
@@ -355,6 +450,8 @@ def rollback(
         sys.stderr.write("nothing was changed\n")
         raise SystemExit(EXIT_REFUSED)
     receipts = door.rollback(where, transaction, everything=everything or full, forget=full, scope=chosen)
+    if any(item.left for item in receipts) and not (everything or full):
+        _name_older(where, {item.transaction for item in receipts}, root)
     if full and chosen != "system":
         from rocm_patch.changes import leftovers
 
@@ -366,6 +463,16 @@ def rollback(
         if os.path.exists(INSTALLED):
             sys.stderr.write(f"root's own copy is still there; to remove it: sudo rm {INSTALLED}\n")
     raise SystemExit(finish(receipts, where, as_json))
+
+
+def _name_older(where: Locations, tried: set[str], root: str) -> None:
+    """What was left stays on record as the newest, and another plain rollback would try that again: name the others."""
+    from rocm_patch import apply as door
+
+    others = sorted({record.transaction for item in door.status(where) for record in item.transactions} - tried, reverse=True)
+    if others:
+        command = f"rocm-patch rollback{'' if root == '/' else f' --root {shlex.quote(root)}'}"
+        sys.stderr.write(f"also in force: {', '.join(others)}; to take one back: {command} {others[0]}; all: {command} --all\n")
 
 
 @verb

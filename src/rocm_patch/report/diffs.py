@@ -36,7 +36,8 @@ def step(item: Step, row: RemedyRow) -> str:
         return f"{item.remedy}: {what} whenever torch is imported in {' '.join(item.parameters.get('venv', ()))}"
     if row.kind == "modprobe":
         name, default = modprobe.REMEDIES[item.remedy]
-        return f"{item.remedy}: {row.title}: {modprobe.MODULE}.{name}={item.parameters.get('value', (default,))[0]}"
+        given = item.parameters.get("value")
+        return f"{item.remedy}: {row.title}: {modprobe.MODULE}.{name}={given[0] if given else f'{default} (value {default}, the default)'}"
     if row.kind in ("preload", "prefix") and item.parameters.get("sha256"):
         source = (item.parameters.get("library") or item.parameters.get("source") or ("what is there already",))[0]
         reader = "root" if item.scope == "system" else "your own user"
@@ -45,6 +46,8 @@ def step(item: Step, row: RemedyRow) -> str:
         return f"{item.remedy}: {row.title}; {words} ({_words(item, tuple(item.parameters))})"
     keys = ("set", "unset", "place", "when") if row.kind == "environment" else tuple(item.parameters)
     words = _words(item, keys)
+    if row.kind == "cmdline" and "stage" not in item.parameters:
+        words = "; ".join(filter(None, (words, "stage trial, or direct under --root: the default")))
     if row.kind == "environment" or "{" in row.title:  # its title speaks of a finding, and there is none in a step
         return f"{item.remedy}: {words}" if words else item.remedy
     return f"{item.remedy}: {row.title}{f' ({words})' if words else ''}"

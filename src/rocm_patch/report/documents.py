@@ -11,6 +11,7 @@ from rocm_patch import codec
 from rocm_patch.diagnose.case import Case
 from rocm_patch.model import SCHEMA, Diagnosis, Fact, Known, Receipt, Trials, Unknown
 from rocm_patch.report.diffs import redacted
+from rocm_patch.report.receipts import by_nature
 
 
 def show(document: Any) -> None:
@@ -97,5 +98,11 @@ def probe(trials: Trials) -> dict[str, Any]:
 
 
 def receipts(items: tuple[Receipt, ...]) -> dict[str, Any]:
-    """What was done. Of files that somebody changed since it says where and how much: a document is kept, and sent to others."""
-    return {"schema": SCHEMA, "receipts": codec.encode(tuple(replace(item, differences=tuple(map(redacted, item.differences))) for item in items))}
+    """What was done, in lines by their nature. Of files that somebody changed since: where and how much, for a document is sent to others."""
+    return {"schema": SCHEMA, "receipts": [_receipt(item) for item in items]}
+
+
+def _receipt(item: Receipt) -> dict[str, Any]:
+    said = by_nature(item.verified)
+    kept = replace(item, verified=said.verified, differences=tuple(map(redacted, item.differences)))
+    return {**codec.encode(kept), "notes": list(said.notes), "to_do": list(said.to_do)}

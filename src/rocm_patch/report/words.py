@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rocm_patch.errors import RocmPatchError
 from rocm_patch.model import Diagnosis, Finding, Known
+from rocm_patch.report.receipts import by_nature
 
 if TYPE_CHECKING:
     from rocm_patch.apply import ScopeStatus
@@ -200,8 +201,13 @@ def receipts(items: Iterable[Receipt], out: Console, root: str = "/") -> None:
         out.print(Text(f"{item.outcome}", style="bold") + Text(f"  transaction {item.transaction}" if item.transaction else ""))
         for path in item.changed:
             _line(Text(path), 2, out)
-        for line in item.verified:
+        said = by_nature(item.verified)
+        for line in said.verified:
             _line(Text(f"verified: {line}"), 2, out)
+        for line in said.notes:
+            _line(Text(f"note: {line}"), 2, out)
+        for line in said.to_do:
+            _line(Text(f"still to do: {line}", style="yellow"), 2, out)
         for path in item.left:
             _line(Text(f"left alone, somebody changed it since: {path}", style="yellow"), 2, out)
         for text in item.differences:
