@@ -559,12 +559,12 @@ mount --bind "$1/etc" /etc
 mount -t tmpfs -o mode=755 none /usr/local/lib
 mount -t tmpfs -o mode=755 none /var/lib
 mkdir -p /var/lib/dpkg
-exec "$2" -I "$1/live.py" "$3" "$1"
+exec "$2" -I "$1/live.py" "$3" "$1" "$4"
 """
 LIVE_PY = """
 import os, pathlib, subprocess, sys, time
 assert os.path.samefile("/etc", sys.argv[2] + "/etc"), "not in a namespace of its own"
-sys.path[:0] = [sys.argv[1], os.path.join(os.path.dirname(sys.argv[1]), "tests/changes")]
+sys.path[:0] = [sys.argv[1], sys.argv[3]]
 import preload_support as support
 from rocm_patch.apply import rollback
 from rocm_patch.changes import Locations, preflight
@@ -610,7 +610,8 @@ def test_the_running_system(tmp_path):
         library(name, tmp_path / name.replace(" ", "-"))
     (tmp_path / "live.py").write_text(LIVE_PY)
     ended = subprocess.run(
-        ["unshare", "-m", "sh", "-c", LIVE, "sh", str(tmp_path), sys.executable, SOURCE], capture_output=True, text=True, check=False
+        ["unshare", "-m", "sh", "-c", LIVE, "sh", str(tmp_path), sys.executable, SOURCE, str(Path(__file__).parent)],
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert not os.path.exists("/etc/ld.so.preload")
     assert ended.returncode == 0, ended.stderr[-3000:]
