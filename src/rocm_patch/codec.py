@@ -77,9 +77,12 @@ def decode(kind: Any, raw: Any, where: str) -> Any:
 
 
 def _text(raw: str, where: str) -> str:
-    """JSON can spell half of a pair; no file can hold it, and whoever wrote it down later ended with a traceback."""
+    """JSON can spell half of a pair; no file can hold it, and whoever wrote it down later ended with a traceback.
+
+    U+DC80 to U+DCFF stay: so Python spells the bytes of a file name that is not UTF-8.
+    """
     try:
-        raw.encode()
+        raw.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise FormatError(f"{where}: {raw!a} is no text: half of a surrogate pair") from error
     return raw

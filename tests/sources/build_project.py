@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,7 @@ def start(source, cache, **options) -> subprocess.Popen:
 def main(source: str, cache: str) -> None:
     from rocm_patch.errors import RocmPatchError
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background of a shell is born deaf to it
     try:
         result = build.run(planned(source, cache), progress=lambda step: print(step.stage, step.done, step.total, flush=True))
     except RocmPatchError as error:

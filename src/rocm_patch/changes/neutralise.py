@@ -165,7 +165,7 @@ def _satisfied(step: Step, line: bytes, path: str, look: Look) -> bool:
 def _check_line(step: Step, lines: Sequence[bytes], number: int, path: str) -> None:
     text = _text(lines[number - 1])
     wanted = step.parameters.get("text", ("",))[0]
-    if wanted and text != wanted.encode():
+    if wanted and text != os.fsencode(wanted):
         raise RefusedError(f"line {number} of {path} is not the one that the plan names; nothing was changed", "make a new plan and look at it")
     if not text.strip() or text.strip().startswith(b"#"):
         raise RefusedError(f"line {number} of {path} is empty or a remark already; there is nothing to neutralise", f"look at it: cat -n {path}")
@@ -228,7 +228,7 @@ def in_force(steps: Sequence[Step], look: Look) -> tuple[Held, ...]:
     for step in steps:
         path, text = step.parameters["file"][0], step.parameters.get("text", ("",))[0]
         if text:
-            back = any(_text(line) == text.encode() for line in _LINES.findall(look.now(path).data))
+            back = any(_text(line) == os.fsencode(text) for line in _LINES.findall(look.now(path).data))
             held.append(Held(text, None, text if back else None, path, not back, "somebody put the line back" if back else ""))
     return tuple(held)
 

@@ -76,10 +76,10 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
     if now.kind not in ("absent", "file"):
         raise RefusedError(f"{ENTRY} is a {now.kind}; it stays as it is", f"look at it: ls -l {ENTRY}")
     after = now
-    if target.encode() not in words_of(now.data):
+    if os.fsencode(target) not in words_of(now.data):
         gap = b"\n" if now.data and not now.data.endswith(b"\n") else b""
         base = now if now.kind == "file" else State("file", 0o644, os.geteuid(), os.getegid())
-        after = replace(base, data=now.data + gap + target.encode() + b"\n")
+        after = replace(base, data=now.data + gap + os.fsencode(target) + b"\n")
     return (Change(target, _library(steps[0], look, target)), Change(ENTRY, after, line=target))
 
 
@@ -176,7 +176,7 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
         RocmPatchError: the entry or its library is not there.
     """
     target = target_of(steps[0])
-    if target.encode() not in words_of(work.tree.state(work.ground.at(ENTRY)).data):
+    if os.fsencode(target) not in words_of(work.tree.state(work.ground.at(ENTRY)).data):
         raise RocmPatchError(f"{ENTRY} does not name {target}")
     if digest(work.tree.state(work.ground.at(target)).data) != steps[0].parameters["sha256"][0]:
         raise RocmPatchError(f"{target} does not read back as it was written")
@@ -189,7 +189,7 @@ def in_force(steps: Sequence[Step], look: Look) -> tuple[Held, ...]:
     held = []
     for step in steps:
         target = target_of(step)
-        there = target.encode() in named and look.now(target).kind == "file"
+        there = os.fsencode(target) in named and look.now(target).kind == "file"
         held.append(Held("ld.so.preload", target, target if there else None, ENTRY, there, "" if there else "the entry or the library is gone"))
     return tuple(held)
 
