@@ -68,15 +68,19 @@ failed=0
 if [ $# -gt 0 ]; then
     PYTHONPATH="$site" exec "$venv/bin/python" -m pytest "$@"
 elif [ -n "$site" ]; then
-    # Side by side, since each leaves half of a small machine idle; the engine's words come after the others'.
+    # Two halves side by side, since one leaves half of a small machine idle; the words of this one come last.
     said=$(mktemp)
-    PYTHONPATH="$site" "$venv/bin/python" -m pytest -p no:cacheprovider tests/conv >"$said" 2>&1 &
-    engine=$!
-    trap 'kill $engine 2>/dev/null; rm -f "$said"' EXIT
+    (
+        PYTHONPATH="$site" "$venv/bin/python" -m pytest -p no:cacheprovider tests/conv || failed=1
+        "$venv/bin/python" -m pytest -p no:cacheprovider tests/changes || failed=1
+        exit $failed
+    ) >"$said" 2>&1 &
+    other=$!
+    trap 'pkill -P $other 2>/dev/null || :; kill $other 2>/dev/null || :; rm -f "$said"' EXIT
     trap 'exit 130' INT TERM
-    "$venv/bin/python" -m pytest --ignore=tests/conv || failed=1
-    echo "The convolution engine (its tests have torch in their own process):"
-    wait $engine || failed=1
+    "$venv/bin/python" -m pytest --ignore=tests/conv --ignore=tests/changes || failed=1
+    echo "The convolution engine and the changes to the system:"
+    wait $other || failed=1
     cat "$said"
 else
     "$venv/bin/python" -m pytest || failed=1
