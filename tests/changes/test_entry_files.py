@@ -342,7 +342,7 @@ def test_without_a_kernel_install_that_makes_them(layout, path):
         (root / path).touch()
     else:
         (root / "usr/bin/kernel-install").unlink()
-    refused(root, "sudo grubby --update-kernel=ALL --args='iommu=pt'")
+    refused(root, "grubby --update-kernel=ALL --args='iommu=pt'")
 
 
 def test_a_plugin_that_was_edited_stays(layout):

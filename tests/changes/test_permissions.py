@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rocm_patch import knowledge
 from rocm_patch.apply import apply, facts, how_to_remove, recover, rollback, status
-from rocm_patch.changes import KINDS, Locations, also, in_force, permissions, preview
+from rocm_patch.changes import KINDS, Locations, in_force, outlook, permissions, preview
 from rocm_patch.changes.group_file import members, with_member, without_member
 from rocm_patch.changes.permissions import Rules, parse, text_of
 from rocm_patch.cli.changing import finish
@@ -59,9 +59,9 @@ def read(root, name):
 
 def test_there_and_back_to_the_byte(root):
     before = snapshot(root)
-    assert also((join(), RULE), where(root)) == ["/etc/group, /etc/gshadow: alice joins render"]
+    assert outlook((join(), RULE), where(root)).also == ("/etc/group, /etc/gshadow: alice joins render",)
     receipt = do(root, join(), RULE)
-    assert also((join(), RULE), where(root)) == []
+    assert outlook((join(), RULE), where(root)).also == ()
     assert read(root, "group") == GROUP.replace("render:x:109:", "render:x:109:alice")
     assert read(root, "gshadow") == GSHADOW.replace("render:!::", "render:!::alice")
     assert os.stat(f"{root}/etc/gshadow").st_mode & 0o777 == 0o640

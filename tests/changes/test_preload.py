@@ -491,7 +491,7 @@ def test_every_kill_while_the_entry_is_unconfirmed(part, tmp_path):
         os.kill(child, signal.SIGKILL)
         start = time.monotonic()
         while (root / ENTRY).read_bytes() != b"/lib/a.so\n":
-            assert time.monotonic() < start + 2, f"kill {number}: the entry stays"
+            assert time.monotonic() < start + 10, f"kill {number}: the entry stays"
             time.sleep(0.0005)
         slowest = max(slowest, time.monotonic() - start)
         os.waitpid(child, 0)
@@ -539,11 +539,9 @@ def test_no_confirmation_in_time(tmp_path):
     for folder in ("usr", "usr/local", "usr/local/lib", "opt", "etc"):
         (root / folder).chmod(0o755)
     before = snapshot(root)
-    child = writer(root, step("/opt/libx.so", b"bytes"), 0.3, 1.5)
+    child = writer(root, step("/opt/libx.so", b"bytes"), 0.3, 4)
     assert wait_for(root / ENTRY, True, 10)
-    start = time.monotonic()
-    assert wait_for(root / ENTRY, False, 10)
-    assert time.monotonic() - start < 1.2
+    assert wait_for(root / ENTRY, False, 3.5)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
     assert snapshot(root) == before
 

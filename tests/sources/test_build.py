@@ -31,13 +31,13 @@ def built(tmp_path_factory):
     """One build that others look at."""
     folder = tmp_path_factory.mktemp("built")
     source = project.plant(folder / "source")
-    steps, began = [], time.monotonic()
+    steps = []
     result = build.run(project.planned(source, folder / "cache"), progress=steps.append)
-    return source, folder / "cache", result, steps, time.monotonic() - began
+    return source, folder / "cache", result, steps
 
 
 def test_the_result_is_staged_with_its_manifest(built):
-    _, _, result, _, _ = built
+    _, _, result, _ = built
     manifest = Path(result.staged, "manifest").read_bytes()
     assert hashlib.sha256(manifest).hexdigest() == result.digest
     rows = [line.split("\t") for line in manifest.decode().splitlines()]
@@ -61,21 +61,19 @@ def test_progress_counts_to_the_end(built):
 
 
 def test_an_unchanged_second_build_does_nothing(built):
-    source, cache, first, _, seconds = built
-    began = time.monotonic()
+    source, cache, first, _ = built
     again = build.run(project.planned(source, cache), progress=lambda step: pytest.fail(f"{step} although nothing changed"))
     assert again.digest == first.digest
     assert again.reused == ("fetched", "unpacked", "patched", "configured", "built", "staged", "proven")
-    assert time.monotonic() - began < seconds / 2  # the ratio that is promised is measured on a build of minutes: docs/building.md
 
 
 def test_other_jobs_build_nothing_anew(built):
-    source, cache, _, _, _ = built
+    source, cache, _, _ = built
     assert build.run(project.planned(source, cache, jobs=1)).reused[-1] == "proven"
 
 
 def test_the_same_again_elsewhere_is_the_same_to_the_byte(built, tmp_path):
-    source, _, first, _, _ = built
+    source, _, first, _ = built
     assert build.run(project.planned(source, tmp_path)).digest == first.digest
 
 

@@ -6,12 +6,12 @@ mild first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from rocm_patch.changes import autoload, cmdline, engine, environment, modprobe, neutralise, permissions, prefix, preload, venv
 from rocm_patch.changes.kind import Kind, Tables
-from rocm_patch.changes.places import Locations
+from rocm_patch.changes.places import Ground, Locations
 from rocm_patch.model import Step
 from rocm_patch.root import State
 
@@ -20,42 +20,41 @@ KINDS: Final[tuple[Kind, ...]] = (
 )  # fmt: skip
 
 
-def preview(
-    steps: Sequence[Step], locations: Locations, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS
-) -> list[tuple[str, State, State]]:  # fmt: skip
-    """Every path that the steps manage, as it is and as it would be. Looks only, and needs no rights.
+def outlook(steps: Sequence[Step], locations: Locations, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> engine.Outlook:
+    """What the steps come to in all scopes, from one look: some kinds read kernels and images for it. Looks only, and needs no rights.
 
     Raises:
         RefusedError, FormatError: a step that would not be applied either, with the reason.
     """
-    found = list[tuple[str, State, State]]()
-    for scope in locations.scopes():
-        mine = [step for step in steps if step.scope == scope]
-        if mine:
-            found += engine.preview_scope(mine, locations.ground(scope), tables or _tables(), kinds)
-    return found
+    found = [engine.outlook_scope(mine, ground, tables or _tables(), kinds) for ground, mine in _by_scope(steps, locations)]
+    return engine.Outlook(
+        {label: mark for one in found for label, mark in one.facts.items()},
+        tuple(change for one in found for change in one.changes),
+        tuple(line for one in found for line in one.also),
+    )
 
 
-def also(steps: Sequence[Step], locations: Locations, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> list[str]:
-    """What the steps write besides the paths of `preview`: what the system's own tools make, and what only root may read. In words."""
-    asked = [(scope, [step for step in steps if step.scope == scope]) for scope in locations.scopes()]
-    return [line for scope, mine in asked if mine for line in engine.also_scope(mine, locations.ground(scope), tables or _tables(), kinds)]
+def preview(
+    steps: Sequence[Step], locations: Locations, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS
+) -> list[tuple[str, State, State]]:  # fmt: skip
+    """Every path that the steps manage, as it is and as it would be; raises as `outlook`."""
+    return [change for ground, mine in _by_scope(steps, locations) for change in engine.preview_scope(mine, ground, tables or _tables(), kinds)]
 
 
 def facts(steps: Sequence[Step], locations: Locations, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> dict[str, str]:
-    """The digests for `Plan.facts`: what is now at each path that the steps manage.
+    """The digests for `Plan.facts`: what is now at each path that the steps manage; raises as `outlook`."""
+    return {
+        ground.label(path): before.digest()
+        for ground, mine in _by_scope(steps, locations)
+        for path, before, _ in engine.preview_scope(mine, ground, tables or _tables(), kinds)
+    }
 
-    Raises:
-        RefusedError, FormatError: as `preview`.
-    """
-    found = dict[str, str]()
+
+def _by_scope(steps: Sequence[Step], locations: Locations) -> Iterator[tuple[Ground, list[Step]]]:
     for scope in locations.scopes():
         mine = [step for step in steps if step.scope == scope]
         if mine:
-            ground = locations.ground(scope)
-            for path, before, _ in engine.preview_scope(mine, ground, tables or _tables(), kinds):
-                found[ground.label(path)] = before.digest()
-    return found
+            yield locations.ground(scope), mine
 
 
 def _tables() -> Tables:
@@ -64,4 +63,4 @@ def _tables() -> Tables:
     return knowledge.load()
 
 
-__all__ = ["KINDS", "Kind", "Locations", "Tables", "also", "facts", "preview"]
+__all__ = ["KINDS", "Kind", "Locations", "Tables", "facts", "outlook", "preview"]

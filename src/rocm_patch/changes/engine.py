@@ -111,11 +111,29 @@ def preview_scope(steps: Sequence[Step], ground: Ground, tables: Tables, kinds: 
     return [(change.path, look.now(change.path), change.after) for part in render(steps, look, kinds) for change in part.changes]
 
 
-def also_scope(steps: Sequence[Step], ground: Ground, tables: Tables, kinds: Sequence[Kind]) -> list[str]:
-    """What is written besides the paths of `preview_scope`, in words; nothing where all is as planned already."""
+@dataclass(frozen=True)
+class Outlook:
+    """What steps come to, from one look: what a plan pins is what was shown."""
+
+    facts: Mapping[str, str]
+    """For `Plan.facts`: the digest of what is now at each path."""
+    changes: tuple[tuple[str, State, State], ...]
+    """Each path, as it is and as it would be."""
+    also: tuple[str, ...]
+    """What is written besides, in words: what the system's own tools make, and what only root may read. Nothing where all is as planned."""
+
+
+def outlook_scope(steps: Sequence[Step], ground: Ground, tables: Tables, kinds: Sequence[Kind]) -> Outlook:
+    """What the steps come to in one scope."""
     look = peek(ground, tables)
-    busy = [part for part in render(steps, look, kinds) if any(change.grown or look.now(change.path) != change.after for change in part.changes)]
-    return [line for part in busy if part.kind.also is not None for line in part.kind.also(part.steps, look)]
+    changes, also = list[tuple[str, State, State]](), list[str]()
+    for part in render(steps, look, kinds):
+        mine = [(change.path, look.now(change.path), change.after) for change in part.changes]
+        busy = any(change.grown or now != after for change, (_, now, after) in zip(part.changes, mine, strict=True))
+        if busy and part.kind.also is not None:
+            also += part.kind.also(part.steps, look)
+        changes += mine
+    return Outlook({ground.label(path): now.digest() for path, now, _ in changes}, tuple(changes), tuple(also))
 
 
 # ------------------------------------------------------------------ apply
@@ -308,8 +326,9 @@ def rollback_scope(
             if kind.release is not None:
                 kind.release(mine, Look(ground, journal.tree, tables, tuple(reversed(active))))
         name = new_transaction()
+        work = _work_back(journal, selected, name, tables, say, watch)
         # Before anything is read: what is composed from is what is moved.
-        _hold(selected, Work(ground, journal.tree, tables, name, journal.lock, say, watch, back=True), kinds)
+        _hold(selected, work, kinds)
         undoing = compose(journal, selected)
         newest = selected[0].transaction
         shown = tuple(versions.difference(journal, selected, path) for path in undoing.left)
@@ -320,7 +339,7 @@ def rollback_scope(
         record = Record(RECORD_SCHEMA, number, name, "rollback", ground.scope, (), undoing.entries, undoes, None)
 
         def finish(draft: Record) -> Record:
-            again = _generated_again(undoing.stale, selected, ground, journal, name, tables, kinds, say)
+            again = _generated_again(undoing.stale, selected, work, kinds)
             draft = _put_generated(journal, draft, again, [], {})
             transaction = Transaction(journal, draft)
             changed = tuple(
@@ -328,7 +347,7 @@ def rollback_scope(
             )  # fmt: skip
             exact = {entry.path for entry in undoing.entries}
             said = [f"{path}: {'as it was' if path in exact else 'made anew without our change'}" for path in changed]
-            seen = _seen_back(selected, ground, journal, name, tables, kinds, say)
+            seen = _seen_back(selected, work, kinds)
             unfinished = tuple(str(line) for _, line in seen if isinstance(line, Unfinished))
             verified = (*said, *(line for _, line in seen if not isinstance(line, Unfinished)))
             # What still holds our change is not forgotten: its transactions stay, and another rollback finds them.
@@ -351,13 +370,14 @@ def rollback_scope(
         return done.receipt
 
 
-def _generated_again(
-    stale: Sequence[str], selected: Sequence[Record], ground: Ground, journal: Journal, name: str, tables: Tables, kinds: Sequence[Kind], say: Say
-) -> list[Change]:  # fmt: skip
+def _work_back(journal: Journal, selected: Sequence[Record], name: str, tables: Tables, say: Say, watch: contextlib.ExitStack) -> Work:
+    return Work(journal.ground, journal.tree, tables, name, journal.lock, say, watch, back=True, recorded=_recorded(selected, journal))
+
+
+def _generated_again(stale: Sequence[str], selected: Sequence[Record], work: Work, kinds: Sequence[Kind]) -> list[Change]:
     """Somebody generated these from our files: once those are gone it is done once more."""
-    work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True, recorded=_recorded(selected, journal))
-    changes = tuple(Change(path, journal.tree.state(ground.at(path), CONTENT_LIMIT)) for path in stale)
-    asked = [(kind, mine) for kind, mine in _by_kind(selected, tables, kinds) if stale or kind.asked_back]
+    changes = tuple(Change(path, work.tree.state(work.ground.at(path), CONTENT_LIMIT)) for path in stale)
+    asked = [(kind, mine) for kind, mine in _by_kind(selected, work.tables, kinds) if stale or kind.asked_back]
     return [change for kind, mine in asked for change in kind.activate(mine, changes, work)]
 
 
@@ -382,11 +402,14 @@ def recover_open(journal: Journal, tables: Tables | None, kinds: Sequence[Kind],
     Raises:
         RocmPatchError, OSError: it failed and can be repeated.
     """
+    watch = contextlib.ExitStack()
+
+    def work_of(opened: Record) -> Work:
+        return _work_back(journal, [opened], opened.transaction, tables or _load(), say, watch)
 
     def again(opened: Record, stale: Sequence[str]) -> list[tuple[str, State]]:
-        known = tables or _load()
         try:
-            found = _generated_again(stale, [opened], journal.ground, journal, opened.transaction, known, kinds, say)
+            found = _generated_again(stale, [opened], work_of(opened), kinds)
         except (RocmPatchError, OSError) as error:
             # What is ours is back in any case, and the machine must not be stuck in a recovery that its tools refuse, or in one
             # that meets a link or a damaged file of somebody else's.
@@ -396,9 +419,8 @@ def recover_open(journal: Journal, tables: Tables | None, kinds: Sequence[Kind],
 
     @contextlib.contextmanager
     def hold(opened: Record) -> Iterator[None]:
-        with contextlib.ExitStack() as watch:
-            work = Work(journal.ground, journal.tree, tables or _load(), opened.transaction, journal.lock, say, watch, back=True)
-            _hold([opened], work, kinds)
+        with watch:
+            _hold([opened], work_of(opened), kinds)
             yield
 
     return recover(journal, again, hold)
@@ -410,12 +432,9 @@ def _load() -> Tables:
     return knowledge.load()
 
 
-def _seen_back(
-    selected: Sequence[Record], ground: Ground, journal: Journal, name: str, tables: Tables, kinds: Sequence[Kind], say: Say
-) -> list[tuple[str, str]]:  # fmt: skip
+def _seen_back(selected: Sequence[Record], work: Work, kinds: Sequence[Kind]) -> list[tuple[str, str]]:
     """The name of each kind with what it sees."""
-    work = Work(ground, journal.tree, tables, name, journal.lock, say, back=True, recorded=_recorded(selected, journal))
-    return [(kind.name, line) for kind, mine in _by_kind(selected, tables, kinds) if kind.asked_back for line in kind.verify(mine, (), work)]
+    return [(kind.name, line) for kind, mine in _by_kind(selected, work.tables, kinds) if kind.asked_back for line in kind.verify(mine, (), work)]
 
 
 def _by_kind(selected: Sequence[Record], tables: Tables, kinds: Sequence[Kind]) -> list[tuple[Kind, tuple[Step, ...]]]:
@@ -514,6 +533,6 @@ def _by_its_own_words(ground: Ground, journal: Journal) -> tuple[ManagedFile, ..
 
 
 __all__ = [
-    "ManagedFile", "Part", "ScopeStatus", "also_scope", "apply_scope", "check_facts", "kind_of", "new_transaction", "peek", "preview_scope",
-    "recover_open", "render", "rollback_scope", "status_scope", "validate",
+    "ManagedFile", "Outlook", "Part", "ScopeStatus", "apply_scope", "check_facts", "kind_of", "new_transaction", "outlook_scope", "peek",
+    "preview_scope", "recover_open", "render", "rollback_scope", "status_scope", "validate",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from rocm_patch.model import SCHEMA, Diagnosis, Plan, Receipt, Scope, Step
 
 if TYPE_CHECKING:
     from rocm_patch.changes import Locations
+    from rocm_patch.changes.engine import Outlook
     from rocm_patch.changes.kind import Held
     from rocm_patch.diagnose.case import Case
 
@@ -123,8 +124,8 @@ def plan_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> tupl
     """The plan, with the digests of what is there now, and its changes."""
     from rocm_patch import changes
 
-    before = changes.facts(steps, where)
-    return Plan(SCHEMA, steps, before), shown_of(steps, where, context)
+    seen = changes.outlook(steps, where)
+    return Plan(SCHEMA, steps, seen.facts), shown_of(steps, seen, context)
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,12 @@ class Shown:
     """All that the steps manage is as they would have it."""
 
 
-def shown_of(steps: tuple[Step, ...], where: Locations, context: int = 3) -> Shown:
-    """The diffs of these steps, and what they write that no diff can show yet."""
-    from rocm_patch import changes
+def shown_of(steps: tuple[Step, ...], seen: Outlook, context: int = 3) -> Shown:
+    """The diffs of what steps come to, and what they write that no diff can show yet."""
     from rocm_patch.report import diffs
 
-    states = changes.preview(steps, where)
-    found = tuple((path, diffs.unified(path, old, new, context)) for path, old, new in states)
-    return Shown(found, tuple(changes.also(steps, where)), bool(steps) and all(old == new for _, old, new in states))
+    found = tuple((path, diffs.unified(path, old, new, context)) for path, old, new in seen.changes)
+    return Shown(found, seen.also, bool(steps) and all(old == new for _, old, new in seen.changes))
 
 
 def _show(shown: Shown) -> None:
@@ -332,13 +331,13 @@ def apply(
 ) -> None:
     """Carry out a plan: journalled, verified, undone by `rollback` to the byte."""
     from rocm_patch import apply as door
-    from rocm_patch import codec
+    from rocm_patch import changes, codec
     from rocm_patch.report import documents
 
     made = codec.loads(Plan, _read(file), file)
     where = locations_of(root)
     if dry_run or not as_json:
-        shown = shown_of(made.steps, where, context=0 if as_json else 3)
+        shown = shown_of(made.steps, changes.outlook(made.steps, where), context=0 if as_json else 3)
         if as_json:
             documents.show({"schema": SCHEMA, **_document(shown)})
         else:
