@@ -68,6 +68,8 @@ def plain_arithmetic() -> Iterator[None]:
     for name in ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"):
         with contextlib.suppress(AttributeError, AssertionError):  # old torches have not all of them
             before[name] = getattr(owner, name)
+    vendor = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False  # its TF32 is on by default
     nnpack = getattr(torch.backends, "nnpack", None)
     nnpack_before = nnpack.set_flags(False) if nnpack is not None else None
     torch.set_num_threads(1)
@@ -78,6 +80,7 @@ def plain_arithmetic() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(owner, name, value)
+        torch.backends.cudnn.enabled = vendor
         torch.set_num_threads(threads)
         if nnpack is not None:
             nnpack.set_flags(*nnpack_before)

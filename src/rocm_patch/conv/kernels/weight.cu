@@ -153,9 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) weight(Weight p)
         bool more = chunk + 1 < until;
         if (more) load(chunk + 1);
         multiply(sums, tile_a[half], PITCH_M, tile_b[half], PITCH_N, across, down);
-        // The last one is of no use and does no harm. Behind a branch it would: clang moves the multiply-adds past the branch, the reads of local
-        // memory stay before it, and a whole step's fragments fill the registers (256 and 126 spilled instead of 122 on gfx1010).
-        store(half ^ 1);
+        if (STORE_NEXT(more)) store(half ^ 1);
         __syncthreads();
     }
 
