@@ -2,9 +2,9 @@
 
 // PARAMETERS(type, name): the kernel's parameter where the driver put it. An index that is not known at compile time makes clang 16 copy the whole
 // structure into scratch memory otherwise.
-// STORE_NEXT(more): whether to store for the next step: true also after the last one, where it is of no use and no harm. clang moves the multiply-adds past such a branch, the reads of local
-// memory stay before it, and a whole step's fragments fill the registers (256 and 126 spilled instead of 122 on gfx1010). nvcc without the branch
-// stores, and so waits for global memory, among the multiply-adds: 39 TFLOP/s instead of 45 on an H200.
+// STORE_NEXT(more): whether to store for the next step; true also after the last one, where it is of no use and no harm. clang moves the multiply-adds
+// past such a branch, the reads of local memory stay before it, and a whole step's fragments fill the registers (256 and 126 spilled instead of 122 on
+// gfx1010). nvcc without the branch stores, and so waits for global memory, among the multiply-adds: 39 TFLOP/s instead of 45 on an H200.
 #if defined(EMULATED)
 // The emulator's own header comes first and defines threadIdx and the rest.
 #define PARAMETERS(type, name) name
