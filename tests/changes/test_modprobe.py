@@ -18,7 +18,7 @@ from rocm_patch import knowledge
 from rocm_patch.apply import apply, facts, rollback
 from rocm_patch.changes import Locations, engine, modprobe, modprobe_config
 from rocm_patch.changes.modprobe_config import Option
-from rocm_patch.errors import EXIT_REFUSED, FormatError, RefusedError, RocmPatchError
+from rocm_patch.errors import EXIT_REFUSED, EXIT_USAGE, FormatError, RefusedError, RocmPatchError
 from rocm_patch.knowledge.conditions import Context, in_scope, recommended, status
 from rocm_patch.machine import recorded, settings, user
 from rocm_patch.model import SCHEMA, Known, Plan, Step, Unknown
@@ -157,7 +157,8 @@ def test_by_the_command_line_as_a_user_would(root, tmp_path):
     assert applied.returncode == 0, applied.stderr
     assert call("rollback", "--root", str(root), "--all", "--yes").returncode == 0
     assert snapshot(root) == before
-    assert call("plan", "--root", str(root), "--remedy", "mtype-local", "--set", "value=3").returncode == EXIT_REFUSED
+    wrong = call("plan", "--root", str(root), "--remedy", "mtype-local", "--set", "value=3")
+    assert (wrong.returncode, "they allow [0-2]" in wrong.stderr) == (EXIT_USAGE, True), wrong.stderr
 
 
 # ------------------------------------------------------------------ what is refused

@@ -20,6 +20,15 @@ KINDS: Final[tuple[Kind, ...]] = (
 )  # fmt: skip
 
 
+def validate(steps: Sequence[Step], tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> None:
+    """Check what the steps themselves say, whatever the machine.
+
+    Raises:
+        RefusedError, FormatError: the first that is not allowed.
+    """
+    engine.validate(steps, tables or _tables(), kinds)
+
+
 def outlook(steps: Sequence[Step], locations: Locations, tables: Tables | None = None, kinds: Sequence[Kind] = KINDS) -> engine.Outlook:
     """What the steps come to in all scopes, from one look: some kinds read kernels and images for it. Looks only, and needs no rights.
 
@@ -63,4 +72,4 @@ def _tables() -> Tables:
     return knowledge.load()
 
 
-__all__ = ["KINDS", "Kind", "Locations", "Tables", "facts", "outlook", "preview"]
+__all__ = ["KINDS", "Kind", "Locations", "Tables", "facts", "outlook", "preview", "validate"]

@@ -54,7 +54,7 @@ def steps_of(
     case: Case, diagnosis: Diagnosis, root: str, *, remedies: list[str], values: list[str], index: str, python: str, untested: bool = False
 ) -> tuple[Step, ...]:  # fmt: skip
     """The steps that the diagnosis or the user asks for."""
-    from rocm_patch import planner
+    from rocm_patch import changes, planner
     from rocm_patch.machine import pythons
     from rocm_patch.root import Root
 
@@ -79,6 +79,11 @@ def steps_of(
     user, group = _who(root)
     choices = planner.Choices(tuple(remedies), pairs, index, found, sets=tuple(sets), user=user, group=group, untested=untested)
     made = planner.steps(case, diagnosis, choices)
+    if values:
+        try:
+            changes.validate(made)
+        except RefusedError as error:  # a wrong value is the call's fault, and not the machine's
+            raise UsageError(error.what, error.hint) from error
     for key, value in pairs.items():
         takers = sorted({step.remedy for step in made if step.parameters.get(key) == (value,)})
         if len(takers) > 1:
