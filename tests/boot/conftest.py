@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import faulthandler
-import os
-
 import pytest
 
 from boot import qemu
-from systems import debian
-
-WANTED = os.environ.get("ROCM_PATCH_SYSTEMS") == "1"
+from systems import debian, opt_in
+from systems.opt_in import patience  # noqa: F401  a fixture
 
 
 def pytest_collection_modifyitems(items):
-    """The marks and the reason to skip, in one place."""
-    reason = (debian.why_not() or qemu.why_not()) if WANTED else "ROCM_PATCH_SYSTEMS=1 starts whole machines in emulation: minutes each"
-    for item in items:
-        if os.path.dirname(__file__) in str(item.path):
-            for mark in (pytest.mark.slow, pytest.mark.root, pytest.mark.network):
-                item.add_marker(mark)
-            if reason:
-                item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.fixture(autouse=True)
-def patience():
-    """Without the project's limit of five minutes a test: it ends the process, and mounts and machines would stay."""
-    faulthandler.cancel_dump_traceback_later()
+    opt_in.mark(items, __file__, "starts whole machines in emulation: minutes each", lambda: debian.why_not() or qemu.why_not())
 
 
 @pytest.fixture
