@@ -359,12 +359,7 @@ class Tree:
         """Remove a folder of ours with all that is in it, by descriptor. For folders whose content others made for us."""
         self._note("rmtree", path)
         with self._parent(path) as (folder, name):
-            descriptor = os.open(name, _INNER, dir_fd=folder)
-            try:
-                _empty(descriptor)
-            finally:
-                os.close(descriptor)
-            os.rmdir(name, dir_fd=folder)
+            _remove_tree(name, folder)
 
     # -- composed of them
 
@@ -493,20 +488,20 @@ class Tree:
             yield folder, parts[-1]
 
 
-def _empty(folder: int) -> None:
-    """Remove all that is in a folder. Not os.fwalk: that opens what a link points to before it looks whether it is one."""
-    with os.scandir(folder) as entries:
-        inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_folder in inside:
-        if is_folder:
-            descriptor = os.open(name, _INNER, dir_fd=folder)
-            try:
-                _empty(descriptor)
-            finally:
-                os.close(descriptor)
-            os.rmdir(name, dir_fd=folder)
-        else:
-            os.unlink(name, dir_fd=folder)
+def _remove_tree(name: str, folder: int) -> None:
+    """Not os.fwalk: that opens what a link points to before it looks whether it is one."""
+    descriptor = os.open(name, _INNER, dir_fd=folder)
+    try:
+        with os.scandir(descriptor) as entries:
+            inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for each, is_folder in inside:
+            if is_folder:
+                _remove_tree(each, descriptor)
+            else:
+                os.unlink(each, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+    os.rmdir(name, dir_fd=folder)
 
 
 def _close(descriptor: int) -> None:
