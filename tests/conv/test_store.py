@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -423,6 +425,33 @@ def test_several_see_the_damage_at_once_and_none_moves_the_new_file(cache):
         children = [forked(lambda number=number: write(number)) for number in range(6)]
         assert [succeeds(pid) for pid in children] == [True] * 6
         assert {row.problem for row in records.read(STACK)} == set("012345"), turn
+
+
+def test_a_file_that_another_has_locked_is_sound(cache, monkeypatch):
+    monkeypatch.setattr(records, "READ_LIMIT", 0.1)
+    assert records.record(STACK, [ok(1.0)]) == ""
+    with contextlib.closing(sqlite3.connect(cache, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=DELETE")  # as a new file is, until its first writer has switched it
+        other.execute("BEGIN EXCLUSIVE")
+        assert records._move_aside("seen a moment ago")
+    assert not os.path.lexists(f"{cache}.damaged")
+    assert len(records.read(STACK)) == 1
+
+
+def test_no_file_is_moved_while_another_writes(cache):
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(b"rubbish" * 500)
+
+    def move():
+        warnings.simplefilter("ignore")
+        assert records._move_aside("rubbish")
+
+    with records._lock(fcntl.LOCK_SH):
+        child = forked(move)
+        time.sleep(0.3)
+        assert cache.read_bytes() == b"rubbish" * 500
+    assert succeeds(child)
+    assert not cache.exists()
 
 
 def test_a_folder_in_which_nothing_may_be_written(cache):

@@ -17,7 +17,7 @@ import time
 import urllib.parse
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -120,16 +120,17 @@ def _attempt(work: Callable[[sqlite3.Connection], T], *, write: bool) -> tuple[T
         try:
             if write:
                 path().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            connection = _connect(write=write)
-            try:
-                connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                if write:
-                    _prepare(connection)
-                result = work(connection)
-                connection.execute("COMMIT")
-                return result, ""
-            finally:
-                connection.close()
+            with _lock(fcntl.LOCK_SH) if write else contextlib.nullcontext():
+                connection = _connect(write=write)
+                try:
+                    connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                    if write:
+                        _prepare(connection)
+                    result = work(connection)
+                    connection.execute("COMMIT")
+                    return result, ""
+                finally:
+                    connection.close()
         except (sqlite3.DatabaseError, ForeignError) as error:
             why = f"{path()}: {error}"
             if isinstance(error, sqlite3.OperationalError) and HARMLESS.search(str(error)):
@@ -191,12 +192,24 @@ def _on_network(place: Path) -> bool:
     return NETWORK.match(found[1]) is not None
 
 
+@contextlib.contextmanager
+def _lock(how: int) -> Iterator[None]:
+    """Writers share it, and none of them is at work while a file is moved: the write-ahead log that goes with it could be the next file's."""
+    with open(f"{path()}.lock", "w") as lock:
+        with contextlib.suppress(OSError):  # a file system without such locks
+            fcntl.flock(lock, how)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # closing it would not do: a process forked meanwhile has it open too
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+
 def _move_aside(reason: str) -> bool:
     """Whether the place is free, or holds a sound file by now: another process may have seen the same damage and moved it already."""
     place = path()
     try:
-        with open(f"{place}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _lock(fcntl.LOCK_EX):
             if _sound():
                 return True
             aside = f"{place}.damaged"
