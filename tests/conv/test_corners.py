@@ -14,8 +14,10 @@ import torch.nn.functional as F  # noqa: E402
 
 from rocm_patch import conv  # noqa: E402
 from rocm_patch.conv import choose, direct_shape, dispatch, launch, runtime, stack, winograd  # noqa: E402
+from rocm_patch.conv.algorithms import ALGORITHMS  # noqa: E402
 from rocm_patch.conv.problem import Problem  # noqa: E402
 
+CANDIDATES = choose.candidates
 PLAIN = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 
 
@@ -255,6 +257,49 @@ def test_no_grid_is_larger_than_a_gpu_takes(monkeypatch, operation, groups, widt
         runtime.runtime_of.cache_clear()
         runtime.missing.cache_clear()
     assert ran or groups > 65535
+
+
+class Refusing:
+    """A driver that takes every kernel and launches none."""
+
+    target = "refusing"
+
+    def kernel(self, source, name, defines):
+        return self
+
+    def launch(self, grid, block, arguments):
+        raise runtime.KernelError("the launch was refused with error 98")
+
+
+def test_a_launch_that_is_refused_costs_one_row_and_no_training(monkeypatch):
+    image, weight = torch.randn(2, 8, 9, 9, requires_grad=True), torch.randn(8, 8, 3, 3, requires_grad=True)
+
+    def step():
+        result = F.conv2d(image, weight)
+        return result, *torch.autograd.grad(result.sum(), (image, weight))
+
+    expected = step()
+    monkeypatch.setattr(choose, "_refused", {})
+    monkeypatch.setattr(choose, "candidates", lambda *given: sorted(CANDIDATES(*given), key=lambda one: not one[0].kernels))
+    monkeypatch.setitem(runtime.EXTRA, "cpu", Refusing())
+    runtime.runtime_of.cache_clear()
+    runtime.missing.cache_clear()
+    dispatch.forget()
+    try:
+        with conv.engine(devices=("cpu",), tuned=False):
+            with pytest.warns(RuntimeWarning, match="the launch was refused with error 98"):
+                found = step()
+            served = dict(dispatch.calls)
+            step()  # without another warning, which would be an error
+        new = {name for name, number in dispatch.calls.items() if number != served.get(name, 0)}
+    finally:
+        dispatch.forget()
+        runtime.runtime_of.cache_clear()
+        runtime.missing.cache_clear()
+    assert new
+    assert not any(row.kernels for row in ALGORITHMS if row.name in {name.split(":")[0] for name in new})
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("module", [direct_shape, launch, winograd], ids=lambda module: module.__name__)

@@ -57,6 +57,15 @@ def candidates(problem: Problem, settings: Settings, most: int = 1) -> list[tupl
     return [(algorithm, variant) for *_, algorithm, variant in sorted(found, key=lambda row: row[:3])]
 
 
+_refused: dict[Problem, dict[tuple[str, Variant], str]] = {}
+"""What the driver would not launch although it could be prepared, and why: not tried again in this process."""
+
+
+def refuse(problem: Problem, choice: Choice, why: str) -> None:
+    """Leave this choice out from now on."""
+    _refused.setdefault(problem, {})[choice.algorithm, choice.variant] = f"{choice.algorithm}: {why}"
+
+
 def prepare(problem: Problem, settings: Settings) -> Choice:
     """The choice for a problem; the last row takes everything, so there always is one.
 
@@ -75,6 +84,9 @@ def prepare(problem: Problem, settings: Settings) -> Choice:
             order.insert(0, (BY_NAME[best[0]], best[1]))
     refused = []
     for algorithm, variant in order:
+        if why := _refused.get(problem, {}).get((algorithm.name, variant)):
+            refused.append(why)
+            continue
         try:
             with _PREPARING:
                 run = algorithm.prepare(problem, variant, settings.workspace)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import native, runtime
-from .choose import Choice, Settings, prepare
+from .choose import Choice, Settings, prepare, refuse
 from .problem import DTYPES, Problem, fully, image_size, map_size
 
 Gradients = tuple["Tensor | None", "Tensor | None", "Tensor | None"]
@@ -63,10 +63,14 @@ def convolution(
         function = _make_forward(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
         if _full(input, stride, padding, dilation, output_padding):
             _keep(_forward, key, function)
-    if _autocasts():
-        with torch.autocast(input.device.type, enabled=False):
-            return function(input, weight, bias)
-    return function(input, weight, bias)
+    try:
+        if _autocasts():
+            with torch.autocast(input.device.type, enabled=False):
+                return function(input, weight, bias)
+        return function(input, weight, bias)
+    except runtime.KernelError:  # `_counted` has refused that choice, so another serves
+        _forward.pop(key, None)
+        return convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
 
 
 def convolution_backward(
@@ -86,10 +90,15 @@ def convolution_backward(
         function = _make_backward(*arguments)
         if _full(input, stride, padding, dilation, output_padding):
             _keep(_backward, key, function)
-    if _autocasts():
-        with torch.autocast(input.device.type, enabled=False):
-            return function(grad_output, input, weight, bias_sizes)
-    return function(grad_output, input, weight, bias_sizes)
+    try:
+        if _autocasts():
+            with torch.autocast(input.device.type, enabled=False):
+                return function(grad_output, input, weight, bias_sizes)
+        return function(grad_output, input, weight, bias_sizes)
+    except runtime.KernelError:
+        _backward.pop(key, None)
+        geometry = (stride, padding, dilation, transposed, output_padding, groups)
+        return convolution_backward(grad_output, input, weight, bias_sizes, *geometry, output_mask)
 
 
 def _either_autocasts() -> bool:
@@ -178,6 +187,26 @@ def _choose(problem: Problem) -> Choice:
     return choice
 
 
+def _counted(choice: Choice, problem: Problem) -> Function:
+    """The choice's function, which counts its calls.
+
+    Raises:
+        KernelError: the driver refused a launch, which is rare after it took the kernel; the choice is not made again.
+    """
+    run, name = choice.run, choice.name
+
+    def counted(first: Tensor, second: Tensor, bias: Tensor | None) -> Tensor:
+        try:
+            result = run(first, second, bias)
+        except runtime.KernelError as error:
+            refuse(problem, choice, str(error))
+            raise
+        calls[name] += 1
+        return result
+
+    return counted
+
+
 def _format(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> torch.memory_format | None:
     """The memory format that PyTorch promises of the result (torch.compile relies on it); None for dense in order.
 
@@ -242,13 +271,10 @@ def _make_forward(
     problem = _problem(operation, image, map_, weight, stride, padding, dilation, groups, bias is not None)
     if problem.empty:
         return own("an empty tensor")
-    choice = _choose(problem)
-    run, name, device = choice.run, choice.name, input.get_device()
-
+    run, device = _counted(_choose(problem), problem), input.get_device()
     several = device >= 0 and torch.cuda.device_count() > 1
 
     def function(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        calls[name] += 1
         if device >= 0 and device not in _thread.ready:
             _thread.begin(device)
         if several:
@@ -298,13 +324,13 @@ def _make_backward(
     data = weights = None
     if output_mask[0]:
         operation = "forward" if transposed else "input"
-        data = _choose(_problem(operation, image, map_, weight, stride, padding, dilation, groups, False))
+        asked = _problem(operation, image, map_, weight, stride, padding, dilation, groups, False)
+        data = _counted(_choose(asked), asked)
     if output_mask[1]:
-        weights = _choose(problem)
+        weights = _counted(_choose(problem), problem)
     sums = (0, *range(2, grad_output.dim()))
     device = input.get_device()
     several = device >= 0 and torch.cuda.device_count() > 1
-    data_name, weights_name = data.name if data else "", weights.name if weights else ""
 
     def function(grad_output: Tensor, input: Tensor, weight: Tensor, bias_sizes: list[int] | None) -> Gradients:
         if device >= 0 and device not in _thread.ready:
@@ -318,12 +344,10 @@ def _make_backward(
         grad_output = grad_output.contiguous()
         grad_input = grad_weight = grad_bias = None
         if data is not None:
-            calls[data_name] += 1
-            grad_input = data.run(grad_output, weight.contiguous(), None)
+            grad_input = data(grad_output, weight.contiguous(), None)
         if weights is not None:
-            calls[weights_name] += 1
             input = input.contiguous()
-            grad_weight = weights.run(input, grad_output, None) if transposed else weights.run(grad_output, input, None)
+            grad_weight = weights(input, grad_output, None) if transposed else weights(grad_output, input, None)
         if output_mask[2]:
             grad_bias = grad_output.sum(sums)
         if format_ is not None:
