@@ -13,7 +13,7 @@ from rocm_patch.errors import RefusedError, UsageError
 from rocm_patch.root import Root
 from rocm_patch.sources import build_distribution, fetch
 from rocm_patch.sources import patch as patching
-from rocm_patch.sources.build_checks import Checks, Miss, check
+from rocm_patch.sources.build_checks import Checks, Miss, check, unfit
 from rocm_patch.sources.build_recipe import Recipe, choose
 from rocm_patch.sources.build_work import Work, digest, state_folder
 from rocm_patch.sources.patch import Patch
@@ -62,6 +62,8 @@ def plan(request: Request, recipes: tuple[Recipe, ...], root: Root, environment:
         raise UsageError(f"--gpu {request.gpu}: a target is meant, as gfx1010", "rocm-patch doctor names yours")
     if not os.path.isabs(request.prefix) or request.jobs < 0 or (request.version and not _VERSION.fullmatch(request.version)):
         raise UsageError("--prefix is an absolute path, --jobs a number, --version as 6.4.3")
+    if odd := unfit(request.prefix):
+        raise UsageError(f"--prefix {request.prefix}: make and CMake do not bear {odd} in a path")
     distribution = build_distribution.read(root)
     newest = choose(request.component, "", recipes)
     installed = _kernel() if newest.component == "kernel" else distribution.version_of(newest.installed)
@@ -74,7 +76,7 @@ def plan(request: Request, recipes: tuple[Recipe, ...], root: Root, environment:
             f"{recipe.component}-{version or 'unknown'}-{digest(origin.words, recipe.name, request.gpu, request.prefix)[:12]}",
         )
     )
-    checks = check(recipe, distribution, work.folder, request.jobs)
+    checks = check(recipe, distribution, work.folder, version, request.jobs)
     patches = _patches(request)
     if not patches and any("{objects}" in argv for argv in recipe.build):  # make without a target would build all of it
         raise UsageError(
@@ -131,7 +133,9 @@ def _with_versions(checks: Checks, request: Request, version: str, installed: st
     misses, notes = list(checks.misses), list(checks.notes)
     if installed and version and version.split(".")[:2] != installed.split(".")[:2]:
         words = f"the source is {version}, installed is {installed}"
-        if request.version:
+        if request.version and request.component == "kernel":
+            notes.append(f"{words}: these objects fit no module of the kernel that runs")
+        elif request.version:
             notes.append(f"{words}: programs built for {installed} may not load it")
         else:
             misses.append(Miss(f"{words}: programs built for {installed} would not load it", f"--version {version} builds it all the same"))

@@ -14,7 +14,7 @@ from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.root import Root
 from rocm_patch.sources import build_distribution, build_failures, fetch
 from rocm_patch.sources import patch as patching
-from rocm_patch.sources.build_checks import PATH, fill, placeholders
+from rocm_patch.sources.build_checks import PATH, fill, numbers, placeholders
 from rocm_patch.sources.build_plan import Plan
 from rocm_patch.sources.build_recipe import Fix
 from rocm_patch.sources.build_run import Progress, execute
@@ -56,6 +56,8 @@ class Stages:
     def run(self) -> Result:
         """All of them."""
         os.makedirs(self.work.at("home"), mode=0o700, exist_ok=True)
+        remove(self.work.at("tmp"))  # a kill may have left much there
+        os.mkdir(self.work.at("tmp"), 0o700)
         fixes = [fix for fix in self.recipe.fix if self._wanted(fix)]
         fetched = self._stage("fetched", fetch.identity(self.plan.origin), lambda: fetch.fetch(self.plan.origin, self.work, self.say))
         unpacked = digest(fetched, [(fix.files, fix.find, fix.replace, fix.count) for fix in fixes])
@@ -105,7 +107,16 @@ class Stages:
                 sources.revert(patch, tree)
         for patch in self.plan.patches:
             self.say(f"patching: {patch.id}")
-            files += [change.file for change in sources.apply(patch, tree).changes]
+            outlook = sources.apply(patch, tree)
+            if outlook.state == "upstream":
+                self.say(f"{patch.id}: {'; '.join(outlook.reasons)}")
+            files += [change.file for change in outlook.changes]
+        if not files and any("{objects}" in argv for argv in self.recipe.build):  # make without a target would build all of it
+            names = ", ".join(patch.id for patch in self.plan.patches)
+            raise RefusedError(
+                f"{self.recipe.component} {self.plan.version} has {names} already, upstream's own: there is nothing to build",
+                "the distribution's own build of this version will do",
+            )
         return sorted(set(files))
 
     def _prove(self) -> object:
@@ -173,8 +184,7 @@ class Stages:
             **placeholders(self.plan.checks.tools),
             **self.plan.checks.places,
             **names,
-            "version": self.plan.version,
-            "kernel": os.uname().release,
+            **numbers(self.plan.version),
             "launcher": cache,
         }
 
@@ -195,6 +205,7 @@ class Stages:
             "PATH": PATH,
             "LC_ALL": "C.UTF-8",
             "HOME": self.work.at("home"),
+            "TMPDIR": self.work.at("tmp"),  # /tmp may be full, small or in memory; this place was looked at
             "SOURCE_DATE_EPOCH": _EPOCH,
             "NINJA_STATUS": "[%f/%t] ",
             "CCACHE_DIR": os.path.join(os.path.dirname(self.work.folder), "ccache"),

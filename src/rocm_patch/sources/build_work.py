@@ -166,6 +166,8 @@ def boot_id() -> str:
 def end_session(session: int, folder: str) -> None:
     """End all processes of a session that a build in this folder started. A reused number is not touched: its environment tells.
 
+    Without a folder all of the session: for whoever holds its leader, dead or alive, so that the number cannot be another's.
+
     Raises:
         RocmPatchError: one does not go.
     """
@@ -189,8 +191,10 @@ def _members(session: int, folder: str) -> list[int]:
         try:
             if os.getsid(int(name)) != session:
                 continue
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state = file.read().rpartition(b") ")[2][:1]
             with open(f"/proc/{name}/environ", "rb") as file:
-                if wanted in file.read().split(b"\0"):  # a zombie's is empty: it has ended
+                if state not in b"ZX" and (not folder or wanted in file.read().split(b"\0")):
                     found.append(int(name))
         except (OSError, ValueError):
             continue
