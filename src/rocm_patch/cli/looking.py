@@ -94,7 +94,7 @@ def run(
         case = Case(replace(case.machine, torches=tuple(own or case.machine.torches)), case.images, case.trials, case.knowledge)
     prepared = launch.prepare(case, dict(os.environ), tuple(keep))
     if prefix:
-        prepared = launch.with_prefix(prepared, prefix)
+        prepared = launch.with_prefix(prepared, prefix, tuple(torch.site for torch in case.rocm_torches))
     for line in (*prepared.changes, *(f"warning: {line}" for line in prepared.warnings)):
         sys.stderr.write(f"rocm-patch: {line}\n")
     if dry_run:
