@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 import build_project as project
+import shapes
 
-from rocm_patch.errors import KnowledgeError, RefusedError, RocmPatchError, UsageError
+from rocm_patch.errors import KnowledgeError, RefusedError, UsageError
 from rocm_patch.root import Root
 from rocm_patch.sources import build, build_failures, build_recipe, build_staged, build_work
-from rocm_patch.sources.build_checks import fill
+from rocm_patch.sources.build_checks import fill, numbers
 
 pytestmark = pytest.mark.skipif(not Path("/usr/bin/ninja").exists() or not Path("/usr/bin/cc").exists(), reason="needs cc and ninja")
 
@@ -252,44 +253,39 @@ def test_a_library_that_cannot_be_loaded_is_no_success(tmp_path):
         build.run(project.planned(source, tmp_path))
 
 
-def test_a_memory_limit_is_told_from_other_failures(tmp_path):
-    source = project.plant(tmp_path / "source")
-    table = ",".join(str(number) for number in range(1_500_000))
-    (source / "unit03.c").write_text(f"int table[] = {{{table}}}; int small_3_7(int x) {{ return table[x]; }}\n")
-    (source / "configure").write_text(project.CONFIGURE.replace("command = cc -O1", "command = ulimit -v 120000; cc -O1"))
-    plan = project.planned(source, tmp_path)
+# ------------------------------------------------------------------ kernels
+
+OBJECTS = {'component = "rocr"': 'component = "kernel"', '"-C", "{build}", "-j", "{jobs}"': '"-C", "{build}", "-j", "{jobs}", "{objects}"'}
+
+
+def kernel(tmp_path, files):
+    """A tree in which one file of the kernel lies, and a plan to build its object."""
+    source = shapes.plant(project.plant(tmp_path / "source"), files)
+    asked = build.Request("kernel", "1.2.3", str(source), prefix="/opt/small", patches=("kernel-noretry-gfx101x",), allow_root=True)
+    return build.plan(asked, project.recipes(**OBJECTS), Root("/"), {"HOME": str(tmp_path)})
+
+
+def test_a_patch_that_upstream_has_builds_nothing(tmp_path):
+    """Without a target make would build the whole kernel."""
+    plan = kernel(tmp_path, shapes.UPSTREAM)
+    with pytest.raises(RefusedError, match=r"kernel 1\.2\.3 has kernel-noretry-gfx101x already, upstream's own: there is nothing to build"):
+        build.run(plan)
+    assert not Path(plan.work.folder, "build").exists()
+
+
+def test_a_patched_file_becomes_a_target(tmp_path):
+    plan = kernel(tmp_path, shapes.TREES["kernel-noretry-gfx101x"]["10.3"])
     with pytest.raises(build.BuildError) as failed:
         build.run(plan)
-    assert failed.value.reason.id == "compiler-killed"
-    assert "--jobs 1" in failed.value.hint
-    assert not Path(plan.work.folder, "staged").exists()
+    assert "amdgpu_gmc.o'" in str(failed.value)  # ninja has no rule for it
 
 
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
-def test_a_disk_that_is_full_anywhere_is_named_and_the_build_goes_on_with_more(tmp_path):
-    small, sizes = tmp_path / "small", [40, 80, 120, 160, 200, 240, 20_000]
-    small.mkdir()
-    source = project.plant(tmp_path / "source")
-    right = build.run(project.planned(source, tmp_path)).digest
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={sizes[0]}k", "none", small], check=False).returncode:
-        pytest.skip("no right to mount here")
-    try:
-        plan, full = project.planned(source, small, project.recipes(**{"disk = 20": "disk = 0"})), 0
-        for size in sizes:
-            subprocess.run(["mount", "-o", f"remount,size={size}k", small], check=True)
-            try:
-                assert build.run(plan).digest == right
-                break
-            except RocmPatchError as error:
-                assert "disk is full" in str(error), error
-                assert "XDG_CACHE_HOME" in error.hint
-                full += 1
-        else:
-            pytest.fail("it never went on")
-        assert full >= 2, "the sizes are too large to test anything"
-    finally:
-        subprocess.run(["umount", small], check=True)
+@pytest.mark.parametrize(("release", "running"), [("6.12.9-1-lts", "6.12.9-1-lts"), ("6.1.0-37-amd64", None), ("6.120.1", None), ("6.12", "6.12")])
+def test_a_configuration_of_another_series_is_not_that_of_the_kernel_that_runs(monkeypatch, release, running):
+    monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(release=release))
+    values = numbers("6.12.107")
+    assert values["series"] == "6.12"
+    assert values.get("running") == running
 
 
 # ------------------------------------------------------------------ tables
