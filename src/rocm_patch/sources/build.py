@@ -47,5 +47,6 @@ def run(plan: Plan, say: Callable[[str], None] = lambda _: None, progress: Calla
                 raise RefusedError(
                     f"{path} cannot be written: {error.strerror}", f"make it yours again, remove {plan.work.folder}, or: {ELSEWHERE}"
                 ) from error
-            raise RefusedError(f"{path} cannot be read by this user: {error.strerror}", "give this user the right to it; or --source, for other sources") from error
+            hint = "give this user the right to it; or --source, for other sources"
+            raise RefusedError(f"{path} cannot be read by this user: {error.strerror}", hint) from error
         raise
