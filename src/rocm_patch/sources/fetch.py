@@ -258,13 +258,15 @@ def _clone(wanted: Origin, folder: str) -> str:
 
 def _offered(wanted: Origin, archive: str) -> str:
     """The package with the version that is wanted: apt by itself takes the newest of all suites. Raises RefusedError if none is offered."""
-    said = _tool("apt-cache", ["showsrc", "--only-source", wanted.place], archive, "apt is missing")
-    versions = list(dict.fromkeys(re.findall(r"(?m)^Version: (\S+)$", said)))
+    said = _tool("apt-cache", ["madison", wanted.place], archive, "apt is missing")
+    versions = list(dict.fromkeys(re.findall(r"(?m)^ *\S+ \| *(\S+) \|.* Sources$", said)))
     for version in versions:
         if re.match(rf"(\d+:)?{re.escape(wanted.mark)}([^\d.]|$)", version):
             return f"{wanted.place}={version}"
     if versions and wanted.mark:
-        words = f"the source packages of {wanted.place} here are {', '.join(versions[:8])}; {wanted.mark} was asked for"
+        series = ".".join(wanted.mark.split(".")[:2])
+        near = sorted(versions, key=lambda version: f"{version}.".startswith(f"{series}."), reverse=True)
+        words = f"the source packages of {wanted.place} here are {', '.join(near[:8])}; {wanted.mark} was asked for"
         raise RefusedError(words, "sudo apt update, another --version, or --source with the address of a repository")
     return wanted.place
 
