@@ -112,6 +112,20 @@ def test_user_scope(root):
     assert snapshot(root) == before
 
 
+def test_what_it_left_in_a_cache_is_named(root):
+    """MIOpen's databases of a version are nobody's business but that version's, and made anew at any time."""
+    home, mark = root / "home/u", stage(root, "home/u/stage", FILES)
+    do(root, step("6.4.3", mark, "/home/u/stage", "patched-prefix"), "/home/u")
+    assert rollback(Locations(str(root), "/home/u"), everything=True)[0].verified[-1].endswith("as it was")
+    do(root, step("6.4.3", mark, "/home/u/stage", "patched-prefix"), "/home/u")
+    databases = home / f".cache/rocm-patch/miopen/miopen-6.4.3-{mark[:12]}"
+    databases.mkdir(parents=True)
+    (receipt,) = rollback(Locations(str(root), "/home/u"), everything=True)
+    assert receipt.outcome == "rolled back"
+    assert receipt.verified[-1].endswith(f"rm -r /home/u/.cache/rocm-patch/miopen/{databases.name}")
+    assert databases.is_dir()
+
+
 # ------------------------------------------------------------------ checked on the way
 
 
@@ -178,7 +192,7 @@ def test_a_manifest_that_is_never_installed(text, root):
 
 
 def test_words_that_are_refused():
-    for key, value in {"name": "../x", "version": "", "sha256": "5"}.items():
+    for key, value in {"name": "../x", "version": "1/2", "sha256": "5", "torch": "venv"}.items():
         given = step("1", "5" * 64, "/srv/one")
         with pytest.raises(RefusedError, match=key):
             prefix.validate(Step(given.remedy, "system", {**given.parameters, key: (value,)}), knowledge.load())

@@ -139,6 +139,8 @@ def also(steps: Sequence[Step], look: Look) -> tuple[str, ...]:
         wrong = prefix_means.misfits(given, there)
         found = prefix_means.means(given, there, current)
         lines += [f"not for everybody: {line}" for line in wrong] or [found.words or found.lacks]
+    if not lines:
+        lines.append("nothing is here that these would stand in for, so whether they fit is not known: --set torch=VENV names a torch")
     return tuple(dict.fromkeys(lines)) if given else ()
 
 
