@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -9,9 +10,12 @@ import subprocess
 import pytest
 import rocm_stand_in as stand
 
-from rocm_patch.changes import prefix_elf, prefix_means, prefix_reach
+from rocm_patch.apply import apply
+from rocm_patch.changes import Locations, outlook, prefix_elf, prefix_means, prefix_reach
+from rocm_patch.changes.prefix_manifest import manifest_of
 from rocm_patch.errors import RefusedError
 from rocm_patch.launch import Launch, with_prefix
+from rocm_patch.model import SCHEMA, Plan, Step
 from rocm_patch.root import Root
 
 pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="there is no C compiler")
@@ -176,6 +180,25 @@ def test_another_major_of_what_it_needs_is_refused_too(made, tmp_path):
         prefix_means.check(given, [wheel])
     assert len(prefix_means.check(given, [wheel, system])) == 1  # it is for somebody here, and said not to be for the other
     assert prefix_means.check(given, []) == ()
+
+
+def test_a_plan_whose_torch_has_changed_since_writes_nothing(made, tmp_path):
+    """What was seen when it was planned is looked at again before anything is written."""
+    root, site = tmp_path / "root", tmp_path / "root/home/u/site"
+    shutil.copytree(made / "wheel", site)
+    stage = root / "home/u/stage"
+    shutil.copytree(made / "patched/miopen", stage, symlinks=True)
+    text = manifest_of(str(stage))
+    (stage / "manifest").write_bytes(text)
+    words = {"name": ("miopen",), "version": ("6.4.3",), "sha256": (hashlib.sha256(text).hexdigest(),), "source": ("/home/u/stage",)}
+    given, where = Step("patched-prefix", "user", {**words, "torch": ("/home/u/site",)}), Locations(str(root), "/home/u")
+    seen = outlook((given,), where)
+    assert seen.also[0].startswith("the torch in /home/u/site has its own, held by DT_RPATH: /home/u/site/torch/lib/libMIOpen.so. ")
+    stand.library(site / "torch/lib/libMIOpen.so", "miopen", "wheel", "-Wl,--unresolved-symbols=ignore-all", soname="libMIOpen.so.2")
+    with pytest.raises(RefusedError, match=r"this is libMIOpen\.so\.1, and the torch in /home/u/site uses libMIOpen\.so\.2") as refusal:
+        apply(Plan(SCHEMA, (given,), seen.facts), where, say=lambda _: None)
+    assert refusal.value.exit_code == 5
+    assert not (root / "home/u/.local").exists()
 
 
 def test_the_systems_libraries_are_found_where_the_loader_looks(tmp_path):

@@ -158,7 +158,7 @@ def _libraries(step: Step, look: Look) -> tuple[prefix_reach.Library, ...]:
     if not step.parameters.get("source"):
         return ()
     tree, source = _source(step, look.ground)
-    return prefix_reach.libraries(join(tree.anchor.rstrip("/"), source) if tree.anchor != "/" else f"/{source}")
+    return prefix_reach.libraries(f"{tree.anchor.rstrip('/')}/{source}")
 
 
 # ------------------------------------------------------------------ staging, checking, one rename

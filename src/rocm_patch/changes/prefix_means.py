@@ -84,7 +84,7 @@ def means(given: Sequence[Library], there: Place, folder: str) -> Means:
         names = sorted(there.asks[key])
         if missing := [name for name in names if name not in library.names]:
             return _by_hand(there, folder, library, f"it asks for {', '.join(missing)}, and the folder has no file of that name")
-        brought += [there.brought[name] for name in library.needed if name in there.brought and name not in own]
+        brought += [there.brought[name] for name in filter(STACK.match, library.needed) if name in there.brought and name not in own]
         if key in there.held:
             # By the name that is asked for: the number is in the file. Names without it must stand there as they are.
             preload += [name for name in names if name != library.soname] or [library.soname]

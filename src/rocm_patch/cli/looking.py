@@ -78,6 +78,7 @@ def run(
     from dataclasses import replace
 
     from rocm_patch import launch
+    from rocm_patch.changes import prefix_reach
     from rocm_patch.diagnose.case import Case
 
     command = context.args[1:] if context.args[:1] == ["--"] else list(context.args)
@@ -94,7 +95,8 @@ def run(
         case = Case(replace(case.machine, torches=tuple(own or case.machine.torches)), case.images, case.trials, case.knowledge)
     prepared = launch.prepare(case, dict(os.environ), tuple(keep))
     if prefix:
-        prepared = launch.with_prefix(prepared, prefix, tuple(torch.site for torch in case.rocm_torches))
+        sites = tuple(torch.site for torch in case.rocm_torches)
+        prepared = launch.with_prefix(prepared, prefix, sites if named else (*sites, prefix_reach.SYSTEM))  # it need not be a torch
     for line in (*prepared.changes, *(f"warning: {line}" for line in prepared.warnings)):
         sys.stderr.write(f"rocm-patch: {line}\n")
     if dry_run:
