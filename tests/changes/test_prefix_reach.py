@@ -126,6 +126,13 @@ def test_a_path_in_the_preload_is_not_enough_for_a_wheel(made, tmp_path):
     assert len(seen.files("miopen")) == 2
 
 
+@pytest.mark.parametrize(("site", "rocm"), [("rpath", "rocm/lib"), ("sdk", "sdk/_rocm_sdk_core/lib")])
+def test_a_path_in_the_preload_does_where_the_names_have_numbers_and_what_it_needs_is_found(made, site, rocm, tmp_path):
+    path = {"LD_PRELOAD": f"{made}/patched/miopen/lib/libMIOpen.so.1"}
+    assert "libamdhip64.so.6: cannot open shared object file" in stand.run(made / site, path, tmp_path / "one").words
+    assert stand.run(made / site, {**path, "LD_LIBRARY_PATH": f"{made}/{rocm}"}, tmp_path / "two").answers["miopen"] == "patched"
+
+
 @pytest.mark.parametrize("site", ["wheel", "sdk"])
 def test_a_link_in_the_wheels_own_folder(made, site, tmp_path):
     """By hand, and with no environment at all: what the words of a plan name where nothing of ours reaches."""
