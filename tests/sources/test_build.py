@@ -296,6 +296,13 @@ def test_each_failure_matches_its_own_sample_first():
         assert build_failures.explain(f"[3/9] Building\n{row.sample}\nninja: build stopped", "sudo apt install x").id == row.id
 
 
+def test_what_cmake_can_do_without_is_not_the_reason():
+    reason = build_failures.explain("-- Could NOT find LibEdit (missing: LibEdit_LIBRARIES)\nCMake Error at x.cmake:3 (message):\n  Halted.\n", "")
+    assert (reason.id, reason.lines) == ("", ("CMake Error at x.cmake:3 (message):", "  Halted."))
+    reason = build_failures.explain("CMake Error at x.cmake:3 (message):\n  Could NOT find LibElf (missing: LIBELF_LIBRARIES)\n", "")
+    assert (reason.id, reason.meaning) == ("package-missing", "A development package is missing: LibElf.")
+
+
 @given(st.text(max_size=300))
 def test_no_log_breaks_the_reading_of_it(text):
     assert build_failures.explain(text, "").meaning

@@ -59,7 +59,8 @@ def explain(text: str, packages: str) -> Reason:
                 named = next((group for group in match.groups() if group), "")
                 meaning, remedy = (words.replace("{1}", named).replace("{packages}", packages) for words in (row.meaning, row.remedy))
                 return Reason(row.id, meaning, remedy, tuple(lines[max(0, number - 2) : number + 3]))
-    return Reason("", "No known cause.", "The log holds the whole story; its end is above.", tuple(lines[-_SHOWN:]))
+    first = next((number for number, line in enumerate(lines) if line.startswith("CMake Error")), max(0, len(lines) - _SHOWN))
+    return Reason("", "No known cause.", "The log holds the whole story; where it went wrong is above.", tuple(lines[first : first + _SHOWN]))
 
 
 @functools.cache

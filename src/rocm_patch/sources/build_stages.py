@@ -166,7 +166,7 @@ class Stages:
 
     def _packages(self) -> str:
         distribution = build_distribution.read(Root("/"))
-        values = placeholders(self.plan.checks.tools)
+        values = {**placeholders(self.plan.checks.tools), **numbers(self.plan.version)}
         rows = [*(tool.packages for tool in self.recipe.tool), *(library.packages for library in self.recipe.library)]
         return fill(distribution.install(rows), values)
 
