@@ -66,11 +66,11 @@ def library(out: Path, component: str, word: str, *words: str, soname: str = "")
     compiled(out, source, f"-Wl,-soname,{soname or SONAMES[component]}", *words)
 
 
-def stubs(folder: Path, numbered: bool, **other: str) -> dict[str, str]:
+def stubs(folder: Path, numbered: bool, mark: str = "", **other: str) -> dict[str, str]:
     """Files to link with, by component: with the number in their names, or as a wheel's packer rewrites them, without."""
     found = {}
     for component, given in {**SONAMES, **other}.items():
-        name = given if numbered else given.partition(".so")[0] + ".so"
+        name = given if numbered else given.partition(".so")[0] + f"{mark}.so"
         path = folder / name
         if not path.exists():
             library(path, component, "stub", "-Wl,--unresolved-symbols=ignore-all", soname=name)
@@ -94,9 +94,12 @@ def torch(site: Path, links: dict[str, str], *words: str) -> None:
     (site / "torch-2.9.1+rocm6.4.dist-info").mkdir()
 
 
-def wheel(site: Path, stub: Path, tags: tuple[str, ...] = RPATH) -> None:
-    """As download.pytorch.org's: beside torch's own libraries, asked for without a number, the number still inside the files."""
-    links = stubs(stub, numbered=False)
+def wheel(site: Path, stub: Path, tags: tuple[str, ...] = RPATH, mark: str = "") -> None:
+    """As download.pytorch.org's: beside torch's own libraries, asked for without a number, the number still inside the files.
+
+    `mark`: what some packers put into the names, a part of a digest.
+    """
+    links = stubs(stub, numbered=False, mark=mark)
     names = {component: Path(path).name for component, path in links.items()}
     plain(site / "torch/lib", "wheel", links, "-Wl,-rpath,$ORIGIN", *tags, names=names)
     torch(site, links, "-Wl,-rpath,$ORIGIN", *tags)
@@ -138,7 +141,7 @@ class Seen:
 
     def files(self, component: str) -> list[str]:
         stem = SONAMES[component].partition(".so")[0]
-        return [path for path in self.loaded if Path(path).name.startswith(f"{stem}.so")]
+        return [path for path in self.loaded if Path(path).name.startswith((f"{stem}.so", f"{stem}-"))]
 
 
 def run(site: Path, environment: dict[str, str], log: Path, *before: str) -> Seen:

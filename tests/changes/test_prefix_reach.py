@@ -33,6 +33,7 @@ def made(tmp_path_factory):
     stand.torch(base / "rpath", numbered, f"-Wl,-rpath,{base}/rocm/lib", *stand.RPATH)
     stand.wheel(base / "wheel", base / "stub")
     stand.wheel(base / "wheel-runpath", base / "stub", stand.RUNPATH)
+    stand.wheel(base / "marked", base / "stub", mark="-1a2b3c4d")
     stand.sdk(base / "sdk", base / "stub")
     for component in COMPONENTS:
         stand.patched(base / "patched" / component, base / "stub", component)
@@ -133,16 +134,19 @@ def test_a_path_in_the_preload_does_where_the_names_have_numbers_and_what_it_nee
     assert stand.run(made / site, {**path, "LD_LIBRARY_PATH": f"{made}/{rocm}"}, tmp_path / "two").answers["miopen"] == "patched"
 
 
-@pytest.mark.parametrize("site", ["wheel", "sdk"])
+@pytest.mark.parametrize("site", ["wheel", "marked", "sdk"])
 def test_a_link_in_the_wheels_own_folder(made, site, tmp_path):
     """By hand, and with no environment at all: what the words of a plan name where nothing of ours reaches."""
     copy = tmp_path / "copy"
     shutil.copytree(made / site, copy)
-    own = copy / ("torch/lib/libMIOpen.so" if site == "wheel" else "_rocm_sdk_libraries_gfx101X_dgpu/lib/libMIOpen.so.1")
+    names = {"wheel": "torch/lib/libMIOpen.so", "marked": "torch/lib/libMIOpen-1a2b3c4d.so"}
+    own = copy / names.get(site, "_rocm_sdk_libraries_gfx101X_dgpu/lib/libMIOpen.so.1")
     before = own.read_bytes()
     there = prefix_reach.place(Root("/"), str(copy))
-    short = [prefix_reach.Library("libMIOpen.so.1", frozenset(), ())]  # a version without the name that is asked for
-    words = prefix_means.means(short, there, str(made / "patched/miopen")).lacks
+    given = prefix_reach.libraries(str(made / "patched/miopen"))
+    if site != "marked":  # no version has that name; of the others' one that lacks the name that is asked for
+        given = [prefix_reach.Library("libMIOpen.so.1", frozenset(), ())]
+    words = prefix_means.means(given, there, str(made / "patched/miopen")).lacks
     link, back = words.partition("By hand: ")[2].split("; back: ")
     subprocess.run(["sh", "-c", link], check=True)
     seen = stand.run(copy, {}, tmp_path / "log")

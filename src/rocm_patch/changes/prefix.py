@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Final
 
@@ -237,7 +238,7 @@ def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tup
     """
     if work.back:
         left = filter(None, (prefix_users.left_behind(folder_of(step, work.ground), work.ground) for step in steps))
-        return tuple(f"{NOTE}MIOpen's databases of it stay, nothing else reads them: rm -r {path}" for path in dict.fromkeys(left))
+        return tuple(f"{NOTE}MIOpen's databases of it stay, nothing else reads them: rm -r {shlex.quote(path)}" for path in dict.fromkeys(left))
     folder, current = folder_of(steps[0], work.ground), f"{base_in(work.ground)}/{CURRENT}"
     at = work.tree.state(work.ground.at(current))
     if at.target != f"{folder.rpartition('/')[2]}/{PREFIX}" or work.tree.state_kind(work.ground.at(f"{folder}/{PREFIX}")) != "folder":

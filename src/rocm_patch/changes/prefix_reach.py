@@ -131,16 +131,18 @@ def _torch(root: Root, site: str) -> Place | None:
     for path, said in queue:
         fixed = () if said.runpath else (*_expanded(said.rpath, path), *above)
         for name in filter(STACK.match, said.needed):
-            key = stem(name)
-            asks.setdefault(key, set()).add(name)
-            if kept := _first(root, fixed, name):
-                held.setdefault(key, kept)
-            file = held.get(key) or _first(root, _expanded(said.runpath, path), name)
+            kept = _first(root, fixed, name)
+            file = held.get(stem(name)) or kept or _first(root, _expanded(said.runpath, path), name)
             if file and file not in found and (more := prefix_elf.read(root.host(file))) is not None:
                 found[file] = more  # of a ROCm elsewhere: what its libraries ask for counts as well
                 brought.setdefault(more.soname or name, file)
                 queue.append((file, more))
-            uses.setdefault(key, set()).add(found[file].soname or name if file in found else name)
+            inside = (found[file].soname if file in found else "") or name
+            key = stem(inside)  # a wheel's packer may give a file any name; what it calls itself stays
+            asks.setdefault(key, set()).add(name)
+            uses.setdefault(key, set()).add(inside)
+            if kept:
+                held.setdefault(key, kept)
     return Place(site, _frozen(uses), _frozen(asks), held, by_python, brought)
 
 
