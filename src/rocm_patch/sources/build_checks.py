@@ -17,7 +17,7 @@ from rocm_patch.errors import RocmPatchError
 from rocm_patch.run import run
 from rocm_patch.sources.build_distribution import Distribution
 from rocm_patch.sources.build_memory import memory_free, process_limit
-from rocm_patch.sources.build_recipe import Library, Recipe, Tool
+from rocm_patch.sources.build_recipe import Library, Recipe, Tool, within
 
 PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:/opt/rocm/bin:/opt/rocm/llvm/bin"
 _RESERVE: Final = 1024
@@ -73,6 +73,8 @@ def check(recipe: Recipe, distribution: Distribution, folder: str, version: str 
     values = {**placeholders(tools), **numbers(version)}
     places = dict[str, str]()
     for library in recipe.library:
+        if library.versions and version and not within(version, library.versions):
+            continue
         packages = MappingProxyType({manager: fill(names, values) for manager, names in library.packages.items()})
         there, file = _has(library, values)
         if library.name and file:
