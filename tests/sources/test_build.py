@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import time
 import types
@@ -97,6 +98,23 @@ def test_a_staged_file_that_was_changed_is_staged_anew(tmp_path):
     assert "staged" not in again.reused
     assert "built" in again.reused
     assert Path(again.staged, "share/words").read_text() == "words\n"
+
+
+@pytest.mark.parametrize(
+    ("lost", "kept"),
+    [("source", ("fetched",)), ("build", ("fetched", "unpacked", "patched")), ("staged", ("fetched", "unpacked", "patched", "configured", "built"))],
+)
+def test_what_was_lost_is_made_again_with_all_that_rests_on_it(tmp_path, lost, kept):
+    """Somebody frees space. Sources that are unpacked again are not patched, whatever a stamp says."""
+    [(path, text)] = shapes.TREES["rocr-sdma-copy-size"]["the version is kept"].items()
+    source = shapes.plant(project.plant(tmp_path / "source"), {path: text})
+    plan = project.planned(source, tmp_path, patches=("rocr-sdma-copy-size",))
+    first = build.run(plan)
+    shutil.rmtree(Path(plan.work.folder, lost))
+    again = build.run(plan)
+    assert again.digest == first.digest
+    assert again.reused == kept
+    assert b"rocm-patch rocr-sdma-copy-size" in Path(plan.work.folder, "source", path).read_bytes()
 
 
 def test_two_builds_at_once_are_refused(tmp_path):

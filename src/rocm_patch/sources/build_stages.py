@@ -26,6 +26,15 @@ _EPOCH: Final = "1577836800"
 """The build's date of birth, for tools that write one into their output: the same for each, so that results can be compared."""
 
 
+_SPOILS: Final = {
+    "unpacked": ("patched", "configured", "built", "staged", "proven"),
+    "patched": ("built", "staged", "proven"),
+    "configured": ("built", "staged", "proven"),
+    "built": ("staged", "proven"),
+    "staged": ("proven",),
+}
+
+
 @dataclass(frozen=True)
 class Result:
     """What there is now. `digest` is the SHA-256 of the manifest in `staged`; `reused` names the stages that were done before."""
@@ -75,7 +84,7 @@ class Stages:
         return Result(self.work.at("staged"), str(mark), proven, tuple(self.reused))
 
     def _stage(self, name: str, inputs: str, do: Callable[[], object], good: Callable[[object], bool] = lambda _: True) -> object:
-        output, there = self.work.stage(name, inputs, do, good)
+        output, there = self.work.stage(name, inputs, do, good, _SPOILS.get(name, ()))
         if there:
             self.reused.append(name)
         return output

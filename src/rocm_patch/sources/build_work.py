@@ -17,7 +17,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,13 +73,19 @@ class Work:
         finally:
             os.close(descriptor)
 
-    def stage(self, name: str, inputs: str, do: Callable[[], Any], good: Callable[[Any], bool] = lambda _output: True) -> tuple[Any, bool]:
-        """The output of a stage, and whether it was there already: its inputs are the same and what it made is `good`."""
+    def stage(
+        self, name: str, inputs: str, do: Callable[[], Any], good: Callable[[Any], bool] = lambda _output: True, spoils: Sequence[str] = ()
+    ) -> tuple[Any, bool]:
+        """The output of a stage, and whether it was there already: its inputs are the same and what it made is `good`.
+
+        Done anew it `spoils` later stages, whatever their inputs: sources that were unpacked again are not patched, though a stamp says so.
+        """
         stamp = self._stamp(name)
         if stamp is not None and stamp["inputs"] == inputs and good(stamp["output"]):
             return stamp["output"], True
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.at("stamps", f"{name}.json"))
+        for stale in (*spoils, name):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.at("stamps", f"{stale}.json"))
         output = do()
         self._seal(name, {"inputs": inputs, "output": output})
         return output, False
