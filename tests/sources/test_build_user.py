@@ -250,7 +250,7 @@ def test_a_disk_that_is_full_anywhere(site, source, right):
                 break
             assert seen.code == 1
             assert "The disk is full." in seen.err
-            assert "the same command then goes on from there" in seen.err
+            assert "the same command goes on from there" in seen.err
             assert not list(small.glob("rocm-patch/builds/*/staged"))
             full += 1
         assert digest(seen) == right

@@ -224,7 +224,7 @@ def _tool(program: str, arguments: Sequence[str], cwd: str, package: str) -> str
     if not path:
         raise RocmPatchError(f"{program} is not installed", package)
     keep = {name: os.environ[name] for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "APT_CONFIG", "SSL_CERT_FILE") if name in os.environ}
-    environment = {**CLEAN, **keep, "HOME": cwd, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+    environment = {**CLEAN, **keep, "HOME": cwd, "TMPDIR": cwd, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
     ended = run([path, *arguments], timeout=_HOUR, environment=environment, cwd=cwd)
     if ended.code != 0:
         raise RocmPatchError(f"{program} {arguments[0]} failed: {ended.text or ended.code}", _hint(ended.text))
