@@ -33,7 +33,9 @@ class Dynamic:
 def read(path: str) -> Dynamic | None:
     """What one file says; None for anything that is not a readable shared library."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # a FIFO in somebody's tree must not stop us
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a device can be to use it
+            return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
             return _read(descriptor) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
         finally:
