@@ -83,6 +83,8 @@ def with_prefix(launch: Launch, folder: str, sites: Sequence[str] = ()) -> Launc
         said.append(f"LD_PRELOAD={values['LD_PRELOAD']}: this torch keeps its own libraries otherwise, whatever LD_LIBRARY_PATH says")
     if any(library.soname.startswith("libMIOpen.") for library in given):
         private = prefix_users.databases(_cache_home(values), folder)
+        if values.get("MIOPEN_SYSTEM_DB_PATH"):
+            warnings.append(f"MIOPEN_SYSTEM_DB_PATH={values['MIOPEN_SYSTEM_DB_PATH']} stays: kernels that lie there are taken instead of this one's")
         for name, inner in (("MIOPEN_USER_DB_PATH", "db"), ("MIOPEN_CUSTOM_CACHE_DIR", "kernels")):
             if values.get(name):
                 warnings.append(f"{name}={values[name]} stays: what another MIOpen left there may hide what this one does")

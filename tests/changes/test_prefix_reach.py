@@ -263,6 +263,7 @@ def test_databases_of_its_own(made, tmp_path):
     assert mine.environment["MIOPEN_CUSTOM_CACHE_DIR"] == f"/home/u/.cache/rocm-patch/miopen/{version.name}/kernels"
     assert "MIOPEN_USER_DB_PATH=/mine stays" in mine.warnings[0]
     assert "MIOPEN_USER_DB_PATH" not in with_prefix(Launch({}, (), ()), str(made / "patched/hip")).environment
+    assert "MIOPEN_SYSTEM_DB_PATH=/x stays" in with_prefix(Launch({"MIOPEN_SYSTEM_DB_PATH": "/x"}, (), ()), current).warnings[0]
 
 
 def test_every_file_that_is_cut_off_or_overwritten_reads_as_none_or_as_words(made, tmp_path):
