@@ -273,22 +273,34 @@ def test_a_library_that_cannot_be_loaded_is_no_success(tmp_path):
 
 # ------------------------------------------------------------------ kernels
 
-OBJECTS = {'component = "rocr"': 'component = "kernel"', '"-C", "{build}", "-j", "{jobs}"': '"-C", "{build}", "-j", "{jobs}", "{objects}"'}
+OBJECTS = {
+    'component = "rocr"': 'component = "kernel"',
+    '"-C", "{build}", "-j", "{jobs}"': '"-C", "{build}", "-j", "{jobs}", "{objects}"',
+    "<2": "<9",
+}
 
 
-def kernel(tmp_path, files):
+def kernel(tmp_path, files, version="6.1.2"):
     """A tree in which one file of the kernel lies, and a plan to build its object."""
     source = shapes.plant(project.plant(tmp_path / "source"), files)
-    asked = build.Request("kernel", "1.2.3", str(source), prefix="/opt/small", patches=("kernel-noretry-gfx101x",), allow_root=True)
+    asked = build.Request("kernel", version, str(source), prefix="/opt/small", patches=("kernel-noretry-gfx101x",), allow_root=True)
     return build.plan(asked, project.recipes(**OBJECTS), Root("/"), {"HOME": str(tmp_path)})
 
 
 def test_a_patch_that_upstream_has_builds_nothing(tmp_path):
     """Without a target make would build the whole kernel."""
     plan = kernel(tmp_path, shapes.UPSTREAM)
-    with pytest.raises(RefusedError, match=r"kernel 1\.2\.3 has kernel-noretry-gfx101x already, upstream's own: there is nothing to build"):
+    with pytest.raises(RefusedError, match=r"kernel 6\.1\.2 has kernel-noretry-gfx101x already, upstream's own: there is nothing to build"):
         build.run(plan)
     assert not Path(plan.work.folder, "build").exists()
+
+
+def test_a_version_that_has_it_is_known_before_anything_is_fetched(tmp_path):
+    plan = kernel(tmp_path, shapes.UPSTREAM, "7.1.8")
+    with pytest.raises(RefusedError, match=r"made for kernel >=6\.1,<7\.1, this is 7\.1\.8; upstream") as refused:
+        build.run(plan)
+    assert "leave it out" in refused.value.hint
+    assert not Path(plan.work.folder).exists()
 
 
 def test_a_patched_file_becomes_a_target(tmp_path):

@@ -14,7 +14,7 @@ from rocm_patch.root import Root
 from rocm_patch.sources import build_distribution, fetch
 from rocm_patch.sources import patch as patching
 from rocm_patch.sources.build_checks import Checks, Miss, check, unfit
-from rocm_patch.sources.build_recipe import Recipe, choose
+from rocm_patch.sources.build_recipe import Recipe, choose, within
 from rocm_patch.sources.build_work import Work, digest, state_folder
 from rocm_patch.sources.patch import Patch
 
@@ -82,7 +82,7 @@ def plan(request: Request, recipes: tuple[Recipe, ...], root: Root, environment:
         raise UsageError(
             f"{recipe.component}: only patched objects are built, and no patch was named", "--patch ID, as `rocm-patch patches list` shows them"
         )
-    return Plan(request, recipe, version, installed, origin, patches, _with_versions(checks, request, version, installed), work)
+    return Plan(request, recipe, version, installed, origin, patches, _with_versions(checks, request, patches, version, installed), work)
 
 
 def _kernel() -> str:
@@ -128,9 +128,13 @@ def _patches(request: Request) -> tuple[Patch, ...]:
     )
 
 
-def _with_versions(checks: Checks, request: Request, version: str, installed: str) -> Checks:
+def _with_versions(checks: Checks, request: Request, patches: tuple[Patch, ...], version: str, installed: str) -> Checks:
     """A library of another release than the installed ones does not fit the programs that are there."""
     misses, notes = list(checks.misses), list(checks.notes)
+    for patch in patches:  # upstream made it: better said now than when a gigabyte is unpacked
+        if patch.upstream.seen and version and not within(version, patch.versions):
+            words = f"{patch.id} is made for {patch.component} {patch.versions}, this is {version}; {patch.upstream.state}"
+            misses.append(Miss(words, "leave it out, or name another --version"))
     if installed and version and version.split(".")[:2] != installed.split(".")[:2]:
         words = f"the source is {version}, installed is {installed}"
         if request.version and request.component == "kernel":
