@@ -239,7 +239,7 @@ def test_a_full_tmp_is_not_needed(site, source, right):
 def test_a_disk_that_is_full_anywhere(site, source, right):
     small, sizes, full = site.base / "small", [60, 120, 200, 20_000], 0
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=0777,size={sizes[0]}k", "none", small], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=1777,size={sizes[0]}k", "none", small], check=False).returncode:
         pytest.skip("no right to mount here")
     more = {"XDG_CACHE_HOME": str(small), "TEST_CHANGES": "{'disk = 20': 'disk = 0'}"}
     try:
@@ -266,7 +266,7 @@ def test_a_file_system_that_is_read_only(site, source):
     cache = site.base / "home/.cache"
     cache.mkdir()
     site.own(cache)
-    seen = site.build(source, setup=f"mount -t tmpfs -o mode=0777 none {cache}; mount -o remount,ro {cache}")
+    seen = site.build(source, setup=f"mount -t tmpfs -o mode=1777 none {cache}; mount -o remount,ro {cache}")
     assert seen.code == 5
     assert f"{cache} is no folder that this user can write" in seen.out
 
