@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
+import random
+import resource
 import subprocess
 import sys
 import tarfile
@@ -194,6 +196,11 @@ def member(name, kind=tarfile.REGTYPE, link="", size=0):
     return info
 
 
+def dated(info, when):
+    info.pax_headers = {"mtime": when}
+    return info
+
+
 HOSTILE = {
     "above": [member("../out", size=1)],
     "absolute": [member("/tmp/rocm-patch-hostile-member", size=1)],
@@ -206,6 +213,31 @@ HOSTILE = {
     "through a link": [member("a/b", tarfile.SYMTYPE, "c"), member("a/b/out", size=1)],
     "over a link": [member("a/b", tarfile.SYMTYPE, "c"), member("a/b", size=1)],
     "hard link out": [member("a/hard", tarfile.LNKTYPE, "../../out")],
+    "hard link to a link": [
+        member("a/b/c/link", tarfile.SYMTYPE, "../.."),
+        member("a/top", tarfile.LNKTYPE, "a/b/c/link"),
+        member("a/top/out", size=1),
+        member("a/file", size=1),
+    ],
+    "hard link to a folder": [member("a/b/c", size=1), member("a/top", tarfile.LNKTYPE, "a/b")],
+    "hard link to nothing": [member("a/top", tarfile.LNKTYPE, "a/b"), member("a/file", size=1)],
+    "link out through a link": [
+        member("a/b/c/d", size=1),
+        member("a/b/c/l", tarfile.SYMTYPE, "../.."),
+        member("a/m", tarfile.SYMTYPE, "b/c/l/../../out"),
+    ],
+    "link through a link": [member("a/b", tarfile.SYMTYPE, "z"), member("a/z/x", size=1), member("a/b/l", tarfile.SYMTYPE, "../../out")],
+    "link below a link": [
+        member("a/p/q/r", tarfile.SYMTYPE, "../../z"),
+        member("a/z/x", size=1),
+        member("a/p/q/r/l", tarfile.SYMTYPE, "../../../../out"),
+    ],
+    "file, then a link in its folder's place": [member("a/b/out", size=1), member("a/b", tarfile.SYMTYPE, "c")],
+    "twice": [member("a/b", size=1), member("a/b", size=1)],
+    "below a file": [member("a/b", size=1), member("a/b/c", size=1)],
+    "a name that is too long": [member(f"a/{'b' * 300}"), member("a/c")],
+    "a date beyond all": [dated(member("a/b", size=1), "1e30"), member("a/c")],
+    "a date that is none": [dated(member("a/b", size=1), "nan"), member("a/c")],
 }
 
 
@@ -217,7 +249,8 @@ def test_a_member_that_would_leave_the_folder_is_refused(tmp_path, members):
             tar.addfile(info, io.BytesIO(b"x" * info.size))
     with pytest.raises(FormatError):
         unpack(str(archive), str(tmp_path / "in"))
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"x.tar", "in"}
     assert not Path("/tmp/rocm-patch-hostile-member").exists()
 
 
@@ -226,6 +259,47 @@ def test_what_is_no_archive_is_said_so(tmp_path, data):
     (tmp_path / "x.tar.gz").write_bytes(data)
     with pytest.raises(FormatError, match="is no archive"):
         unpack(str(tmp_path / "x.tar.gz"), str(tmp_path / "in"))
+
+
+def test_links_that_stay_inside_are_kept(tmp_path):
+    members = [member("a/l/m", tarfile.SYMTYPE, "../b/c"), member("a/b/c", size=1), member("a/hard", tarfile.LNKTYPE, "a/b/c")]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for info in members:
+            tar.addfile(info, io.BytesIO(b"x" * info.size))
+    unpack(str(tmp_path / "x.tar"), str(tmp_path / "in"))
+    assert [(tmp_path / "in" / name).read_bytes() for name in ("l/m", "b/c", "hard")] == [b"x"] * 3
+
+
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
+def test_an_archive_with_a_damaged_middle_is_said_so(tmp_path, packing):
+    with tarfile.open(tmp_path / "x.tar", f"w:{packing}") as tar:
+        tar.addfile(member("a/b", size=1 << 18), io.BytesIO(random.Random(1).randbytes(1 << 18)))
+        tar.addfile(member("a/c"))
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    data[100_000:100_040] = bytes(40)
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(FormatError, match="is no archive"):
+        unpack(str(tmp_path / "x.tar"), str(tmp_path / "in"))
+
+
+def test_an_archive_of_headers_without_end_is_said_so(tmp_path):
+    """Each names the next one: tarfile reads them by recursion."""
+    name = member("././@LongLink", b"L", size=512).tobuf() + b"a".ljust(512, b"\0")
+    (tmp_path / "x.tar").write_bytes(name * 3000 + member("a").tobuf() + bytes(1024))
+    with pytest.raises(FormatError, match="is no archive"):
+        unpack(str(tmp_path / "x.tar"), str(tmp_path / "in"))
+
+
+def test_what_the_machine_lacks_is_no_fault_of_the_archive(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(member("a/b", size=1 << 20), io.BytesIO(bytes(1 << 20)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            unpack(str(tmp_path / "x.tar"), str(tmp_path / "in"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path):
