@@ -92,11 +92,26 @@ def parse(data: bytes) -> tuple[Row, ...]:
     above = {"/".join(path.split("/")[:depth]) for path in places for depth in range(1, path.count("/") + 1)}
     if above & places:
         raise FormatError(f"the manifest has {min(above & places)} as a folder and as something else")
+    links = {row.path for row in rows if row.kind == "link"}
+    for row in rows:
+        if row.kind == "link" and (way := _through(row.path, row.mark) & links):
+            raise FormatError(
+                f"the manifest's link {row.path} -> {row.mark} goes through another, {min(way)}: where it ends cannot be told from its words"
+            )
     return tuple(rows)
 
 
 def _inside(path: str) -> bool:
     return bool(path) and not path.startswith("/") and os.path.normpath(path) == path and path.split("/", 1)[0] not in ("..", ".", MANIFEST)
+
+
+def _through(path: str, target: str) -> set[str]:
+    """The folders on a link's way: `..` behind one that is a link itself is above where that leads, which may be out of the prefix."""
+    found, at = set[str](), parent_of(path)
+    for word in target.split("/")[:-1]:
+        at = parent_of(at) if word == ".." else join(at, word) if word not in ("", ".") else at
+        found.add(at)
+    return found
 
 
 def _stays(path: str, target: str) -> bool:
