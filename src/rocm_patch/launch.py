@@ -54,8 +54,11 @@ def prepare(case: Case, environment: Mapping[str, str], keep: tuple[str, ...] = 
     return Launch(values, tuple(changes), tuple(warnings))
 
 
-def with_prefix(launch: Launch, folder: str, sites: Sequence[str] = ()) -> Launch:
+def with_prefix(launch: Launch, folder: str, sites: Sequence[str] = (), others: Sequence[str] = ()) -> Launch:
     """The same, with the libraries of a folder before all others, by the means that the torches in these site folders need.
+
+    `others`: what the command may be for, where no torch is known to be its own. The libraries must fit one of them; none of
+    their files is loaded. A program of the system was once given a wheel's HIP by LD_PRELOAD, for MIOpen's sake, without a word.
 
     Raises:
         UsageError: there are no libraries in it.
@@ -66,10 +69,14 @@ def with_prefix(launch: Launch, folder: str, sites: Sequence[str] = ()) -> Launc
     if not found:
         raise UsageError(f"--prefix {folder}: there is no folder lib in it", "the one that a plan made is called current")
     given = prefix_reach.libraries(folder)
-    places = [there for site in sites if (there := prefix_reach.place(Root("/"), site)) is not None]
-    warnings = [*launch.warnings, *prefix_means.check(given, places)]
-    ways = [prefix_means.means(given, there, folder) for there in places]
+    mine, theirs = ([there for site in group if (there := prefix_reach.place(Root("/"), site)) is not None] for group in (sites, others))
+    warnings = [*launch.warnings, *prefix_means.check(given, [*mine, *theirs])]
+    ways = [prefix_means.means(given, there, folder) for there in mine]
     warnings += [way.lacks for way in ways if way.lacks]
+    for there in theirs:
+        way = prefix_means.means(given, there, folder)
+        if way.lacks or way.preload or way.folders:
+            warnings.append(way.lacks or f"{there.words} does not take it so: it is not known to be this command's; --python PATH names it")
     preloads = {way.preload for way in ways if way.preload}
     if len(preloads) > 1:
         warnings.append("several torches keep libraries of their own, and this reaches none of them: name the one that is meant with --python")

@@ -249,6 +249,39 @@ def test_several_torches_that_keep_their_own_are_not_guessed_among(made):
     assert "LD_PRELOAD" in with_prefix(given, str(made / "patched/miopen"), sites[:1]).environment
 
 
+def test_a_program_of_the_system_gets_no_file_of_a_wheel(made, tmp_path):
+    """A wheel is known, and the command is not its Python: MIOpen is ours, and the HIP beside it the system's, not the wheel's."""
+    numbered = stand.stubs(tmp_path / "stub", numbered=True)
+    words = [
+        "-x",
+        "c",
+        "-",
+        "-x",
+        "none",
+        "-o",
+        str(tmp_path / "program"),
+        numbered["miopen"],
+        numbered["hip"],
+        "-Wl,--unresolved-symbols=ignore-all",
+    ]
+    source = """#include <stdio.h>
+        const char *miopen_which(void); const char *hip_which(void); const char *miopen_hip(void);
+        int main(void) { printf("%s %s %s", miopen_which(), hip_which(), miopen_hip()); }"""
+    subprocess.run([os.environ.get("CC", "cc"), *words], input=source, text=True, check=True)
+    given, folder = Launch({"HOME": str(tmp_path), "LD_LIBRARY_PATH": f"{made}/rocm/lib"}, (), ()), str(made / "patched/miopen")
+
+    def says(launch):
+        return subprocess.run([tmp_path / "program"], env=dict(launch.environment), capture_output=True, text=True, check=True).stdout
+
+    assert says(given) == "system system system"
+    assert says(with_prefix(given, folder, [str(made / "wheel")])) == "patched wheel wheel"  # why the wheel has to be named
+    for site in ("wheel", "wheel-runpath"):
+        found = with_prefix(given, folder, (), [str(made / site), prefix_reach.SYSTEM])
+        assert says(found) == "patched system system"
+        assert f"the torch in {made}/{site} does not take it so" in found.warnings[0]
+        assert str(made / site) not in " ".join(found.environment.values())
+
+
 def test_databases_of_its_own(made, tmp_path):
     """Named by the version, so that no other version's results are taken; what the user has set stays."""
     version = tmp_path / "prefixes/miopen-6.4.3-0123456789ab"

@@ -138,6 +138,28 @@ def plan_of(folder, *more):
     return ["rocm-patch", "plan", "--remedy", "patched-prefix", *(part for word in words for part in ("--set", word))]
 
 
+def shown(folder, words):
+    """What `run --dry-run` says of a command, from within the home."""
+    argv = [sys.executable, "-m", "rocm_patch", "run", "--dry-run", "--prefix", str(folder), *words]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, cwd=folder.parent).stderr
+
+
+def test_whose_torch_is_meant_is_said_by_the_command_or_by_python(home_without_blank, tmp_path, monkeypatch):
+    home = home_without_blank
+    alone(home, tmp_path, monkeypatch)
+    stand.patched(home / "hip", tmp_path / "stub2", "hip")
+    (home / "bin").mkdir()
+    (home / "bin/python3").symlink_to(os.path.realpath(sys.executable))  # one that has no torch
+    for words in (["true"], [f"{home}/bin/python3"], ["--python", "bin/python3", "true"]):
+        text = shown(home / "hip", words)
+        assert "LD_PRELOAD=" not in text, words
+        assert "is not known to be this command's; --python PATH names it" in text, words
+    for words in (["venv/bin/python"], [f"{home}/venv/bin/python"], ["--python", "venv/bin/python", "true"], ["--python", "venv", "true"]):
+        text = shown(home / "hip", words)
+        assert "LD_PRELOAD=" in text, words
+        assert "--python PATH" not in text, words
+
+
 def test_where_nothing_of_ours_reaches_the_plan_says_so_and_what_does(home, tmp_path, monkeypatch):
     alone(home, tmp_path, monkeypatch)
     stand.patched(tmp_path / "hip", tmp_path / "stub2", "hip")
