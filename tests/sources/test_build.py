@@ -20,7 +20,7 @@ import shapes
 
 from rocm_patch.errors import KnowledgeError, RefusedError, UsageError
 from rocm_patch.root import Root
-from rocm_patch.sources import build, build_failures, build_recipe, build_staged, build_work
+from rocm_patch.sources import build, build_checks, build_failures, build_plan, build_recipe, build_staged, build_work
 from rocm_patch.sources.build_checks import fill, numbers
 
 pytestmark = pytest.mark.skipif(not Path("/usr/bin/ninja").exists() or not Path("/usr/bin/cc").exists(), reason="needs cc and ninja")
@@ -372,6 +372,79 @@ def test_after_a_power_failure_the_youngest_files_go(tmp_path):
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     assert build_work.drop_unsure(str(tmp_path)) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == [".ninja_log", "build.ninja", "old.o"]
+
+
+def test_after_a_power_failure_a_file_from_the_future_protects_no_other(tmp_path):
+    for name, age in (("old.o", 4000), ("young.o", 60), ("future.o", -9000)):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    assert build_work.drop_unsure(str(tmp_path)) == 2
+    assert os.listdir(tmp_path) == ["old.o"]
+
+
+def test_after_a_power_failure_what_was_dropped_is_built_again(tmp_path):
+    source = project.plant(tmp_path / "source")
+    first = build.run(project.planned(source, tmp_path / "cache"))
+    planned = project.planned(source, tmp_path / "cache")
+    Path(planned.work.at("session")).write_text('{"pid": 1, "boot": "another"}')
+    now = time.time()
+    for path in Path(planned.work.at("build")).rglob("*"):
+        if path.is_file():
+            os.utime(path, (now - 5000 * (path.suffix != ".o"),) * 2)
+    again = build.run(planned)
+    assert (again.digest, "built" in again.reused) == (first.digest, False)
+
+
+@pytest.mark.parametrize(
+    ("source", "version"),
+    [
+        ("https://example.org/MIOpen#rocm-6.3.0", "6.3.0"),
+        ("https://example.org/rocm-hipamd_6.4.3.orig.tar.gz#sha256=1.2", "6.4.3"),
+        ("https://example.org/archive/rocm-5.7.1.tar.gz", "5.7.1"),
+        ("https://example.org/rocr#0123456789abcdef0123456789abcdef01234567", ""),
+        ("https://example.org/rocr#main", ""),
+        ("apt", ""),
+    ],
+)
+def test_a_tag_or_an_archive_tells_its_version(source, version):
+    assert build_plan._told(source) == version
+
+
+def test_a_branch_is_not_taken_for_the_installed_version(tmp_path):
+    def misses(**more):
+        plan = project.planned("https://example.org/rocr#main", tmp_path / "cache", **more)
+        return [miss.what for miss in plan.checks.misses if "does not tell" in miss.what]
+
+    assert misses(version="") == ["--source https://example.org/rocr#main does not tell which version it is"]
+    assert misses(version="1.2.3") == []
+
+
+def test_an_upgraded_library_is_another_machine(tmp_path):
+    header = tmp_path / "one.h"
+    header.write_text("")
+    one = build_checks._marks([str(header), str(tmp_path / "absent")])
+    os.utime(header, (1, 1))
+    two = build_checks._marks([str(header)])
+    assert ([path for path, *_ in one], one == two) == ([str(header)], False)
+
+
+@pytest.mark.root
+def test_a_cache_that_others_can_change_is_refused(tmp_path):
+    folder = tmp_path / "cache/work"
+    assert build_checks._stranger(str(folder)) == ""
+    (tmp_path / "cache").mkdir()
+    for mode, owner, bad in ((0o755, 65534, True), (0o777, 0, True), (0o1777, 0, False), (0o775, 0, False), (0o755, 0, False)):
+        (tmp_path / "cache").chmod(mode)
+        os.chown(tmp_path / "cache", owner, os.getegid())
+        assert build_checks._stranger(str(folder)) == (str(tmp_path / "cache") if bad else "")
+    os.chown(tmp_path / "cache", 0, 65534)
+    (tmp_path / "cache").chmod(0o775)
+    assert build_checks._stranger(str(folder)) == str(tmp_path / "cache")
+
+
+def test_what_a_compiler_quotes_is_no_reason():
+    log = 'x.cpp:4:1: warning: unused\n    4 | puts("No space left on device");\n      | ^\nx.cpp:1:10: fatal error: \'half.hpp\' file not found\n'
+    assert build_failures.explain(log, "").id == build_failures.explain("x.cpp:1:10: fatal error: 'half.hpp' file not found", "").id != ""
 
 
 def test_after_a_power_failure_a_young_plan_goes_with_all(tmp_path):

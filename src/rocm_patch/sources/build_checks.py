@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -22,7 +24,7 @@ from rocm_patch.sources.build_recipe import Library, Recipe, Tool, within
 PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:/opt/rocm/bin:/opt/rocm/llvm/bin"
 _RESERVE: Final = 1024
 """MiB that the rest of the machine keeps."""
-ELSEWHERE: Final = "set XDG_CACHE_HOME to a folder of yours elsewhere, as: XDG_CACHE_HOME=/var/tmp/builds rocm-patch build ..."
+ELSEWHERE: Final = "set XDG_CACHE_HOME to a folder of yours elsewhere, as: XDG_CACHE_HOME=/var/tmp/$USER rocm-patch build ..."
 _UNFIT: Final = frozenset("\"'`$\\:;&|<>()[]{}*?#%!=,")
 _NUMBERS: Final = (re.compile(r"\d+(?:\.\d+)+"), re.compile(r"\d+"))
 
@@ -57,6 +59,8 @@ class Checks:
     """By name of a library that a recipe gives one: the folder of what was found; by NAME_file the file itself."""
     install: str
     """One command for all missing packages; empty where none is missing."""
+    marks: tuple[tuple[str, int, int], ...] = ()
+    """(path, bytes, ns) of every tool and library: an upgrade in place is another machine to a build."""
 
 
 def check(recipe: Recipe, distribution: Distribution, folder: str, version: str = "", jobs: int = 0) -> Checks:
@@ -72,11 +76,13 @@ def check(recipe: Recipe, distribution: Distribution, folder: str, version: str 
             misses.append(Miss(complaint, distribution.install([tool.packages])))
     values = {**placeholders(tools), **numbers(version)}
     places = dict[str, str]()
+    files = [os.path.realpath(found.path) for found in tools.values()]
     for library in recipe.library:
         if library.versions and version and not within(version, library.versions):
             continue
         packages = MappingProxyType({manager: fill(names, values) for manager, names in library.packages.items()})
         there, file = _has(library, values)
+        files += [file] if file else []
         if library.name and file:
             places |= {library.name: os.path.dirname(file), f"{library.name}_file": file}
         if not there:
@@ -86,6 +92,8 @@ def check(recipe: Recipe, distribution: Distribution, folder: str, version: str 
     base = _there(folder)
     if not os.path.isdir(base) or not os.access(base, os.W_OK | os.X_OK):
         misses.append(Miss(f"{folder} cannot be made: {base} is no folder that this user can write", ELSEWHERE))
+    elif stranger := _stranger(folder):
+        misses.append(Miss(f"{folder}: {stranger} can be changed by others, and so could what is built there", ELSEWHERE))
     if odd := unfit(folder):
         misses.append(Miss(f"{folder}: make and CMake do not bear {odd} in a path", ELSEWHERE))
     disk = _disk(base)
@@ -108,7 +116,7 @@ def check(recipe: Recipe, distribution: Distribution, folder: str, version: str 
         if path := shutil.which(name, path=PATH):
             tools[name] = Found(path, "")
             break
-    return Checks(tuple(misses), tuple(notes), MappingProxyType(tools), jobs or best, disk, memory, MappingProxyType(places), install)
+    return Checks(tuple(misses), tuple(notes), MappingProxyType(tools), jobs or best, disk, memory, MappingProxyType(places), install, _marks(files))
 
 
 def placeholders(tools: Mapping[str, Found]) -> dict[str, str]:
@@ -192,6 +200,24 @@ def _there(folder: str) -> str:
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     return folder
+
+
+def _stranger(folder: str) -> str:
+    """What on the way to a path somebody else but root owns or may write to; a sticky folder, as /tmp, keeps everybody's own."""
+    group = os.getegid()
+    while folder != "/":
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(folder)
+            open_ = 0o022 if status.st_gid != group else 0o002
+            if status.st_uid not in (0, os.geteuid()) or (status.st_mode & open_ and not status.st_mode & stat.S_ISVTX):
+                return folder
+        folder = os.path.dirname(folder)
+    return ""
+
+
+def _marks(files: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
+    found = ((path, os.stat(path)) for path in sorted(set(files)) if os.path.exists(path))
+    return tuple((path, status.st_size, status.st_mtime_ns) for path, status in found)
 
 
 def _disk(folder: str) -> int:

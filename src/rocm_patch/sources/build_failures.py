@@ -14,6 +14,8 @@ from rocm_patch import codec
 _TAIL: Final = 4 << 20
 _LINE: Final = 4000
 _SHOWN: Final = 12
+_QUOTED: Final = re.compile(r"\s*\d*\s*\|")
+"""A compiler shows the source that it warns of; a program may well hold the words "No space left on device"."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def explain(text: str, packages: str) -> Reason:
     for row in load():
         pattern = _compiled(row.pattern)
         for number, line in enumerate(lines):
-            if match := pattern.search(line):
+            if not _QUOTED.match(line) and (match := pattern.search(line)):
                 named = next((group for group in match.groups() if group), "")
                 meaning, remedy = (words.replace("{1}", named).replace("{packages}", packages) for words in (row.meaning, row.remedy))
                 return Reason(row.id, meaning, remedy, tuple(lines[max(0, number - 2) : number + 3]))

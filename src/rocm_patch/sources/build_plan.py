@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
 import re
@@ -21,6 +22,7 @@ from rocm_patch.sources.patch import Patch
 PREFIX: Final = "/opt/rocm-patched/current"
 """Where the `prefix` change puts it; a result is moved freely, the path is only what it calls its home."""
 _GFX: Final = re.compile(r"gfx[0-9a-f]{3,5}")
+_RELEASE: Final = re.compile(r"(?<![\d.])(\d+(?:\.\d+)+)(?![\d])")
 _VERSION: Final = re.compile(r"\d+(\.\d+){0,3}[A-Za-z0-9.+~-]{0,40}")
 
 
@@ -93,9 +95,11 @@ def _kernel() -> str:
 
 
 def _told(source: str) -> str:
-    """The version that a Debian source tree or a kernel tells of itself."""
+    """The version that a Debian source tree, a kernel, a tag or the name of an archive tells."""
     if not os.path.isdir(source):
-        return ""
+        place, _, mark = source.partition("#")
+        names = (os.path.basename(place.rstrip("/")), "" if mark.startswith("sha256=") else mark)
+        return next((match.group(1) for name in reversed(names) if (match := _RELEASE.search(name))), "")
     for path, pattern in (
         ("debian/changelog", r"\A\S+ \((?:\d+:)?(\d+(?:\.\d+)+)"),
         ("Makefile", r"VERSION = (\d+)\nPATCHLEVEL = (\d+)\nSUBLEVEL = (\d+)"),
@@ -135,6 +139,9 @@ def _with_versions(checks: Checks, request: Request, patches: tuple[Patch, ...],
         if patch.upstream.seen and version and not within(version, patch.versions):
             words = f"{patch.id} is made for {patch.component} {patch.versions}, this is {version}; {patch.upstream.state}"
             misses.append(Miss(words, "leave it out, or name another --version"))
+    source = request.source
+    if source not in ("", "apt") and not os.path.isdir(source) and not request.version and not _told(source):
+        misses.append(Miss(f"--source {source} does not tell which version it is", "name it: --version 6.4.3"))
     if installed and version and version.split(".")[:2] != installed.split(".")[:2]:
         words = f"the source is {version}, installed is {installed}"
         if request.version and request.component == "kernel":
@@ -147,4 +154,4 @@ def _with_versions(checks: Checks, request: Request, patches: tuple[Patch, ...],
         misses.append(
             Miss("a build runs scripts of its sources, and as root they could do anything", "build as a user; --allow-root in a throw-away container")
         )
-    return Checks(tuple(misses), tuple(notes), checks.tools, checks.jobs, checks.disk_free, checks.memory_free, checks.places, checks.install)
+    return dataclasses.replace(checks, misses=tuple(misses), notes=tuple(notes))

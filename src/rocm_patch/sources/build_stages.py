@@ -68,7 +68,7 @@ class Stages:
         remove(self.work.at("tmp"))  # a kill may have left much there
         os.mkdir(self.work.at("tmp"), 0o700)
         fixes = [fix for fix in self.recipe.fix if self._wanted(fix)]
-        fetched = self._stage("fetched", fetch.identity(self.plan.origin), lambda: fetch.fetch(self.plan.origin, self.work, self.say))
+        fetched = self._stage("fetched", fetch.identity(self.plan.origin, self.work, self.say), lambda: fetch.fetch(self.plan.origin, self.work, self.say))
         unpacked = digest(fetched, [(fix.files, fix.find, fix.replace, fix.count) for fix in fixes])
         self._stage("unpacked", unpacked, lambda: self._unpack(fixes), self._is("source"))
         patched = digest(unpacked, [(patch.id, repr(patch.form)) for patch in self.plan.patches])
@@ -222,8 +222,8 @@ class Stages:
         }
         return {**base, **{name: filled for name, value in self.recipe.environment.items() if "{" not in (filled := fill(value, values))}}
 
-    def _versions(self) -> list[tuple[str, str]]:
-        return sorted((found.path, found.version) for found in self.plan.checks.tools.values())
+    def _versions(self) -> list[object]:
+        return [*sorted((found.path, found.version) for found in self.plan.checks.tools.values()), *self.plan.checks.marks]
 
 
 def _mend(folder: str, fixes: Sequence[Fix]) -> None:

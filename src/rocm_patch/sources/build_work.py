@@ -136,8 +136,10 @@ class Work:
             pid, boot = 0, ""
         if boot == boot_id():
             end_session(pid, self.folder)
-        else:
-            drop_unsure(self.at("build"))
+        elif drop_unsure(self.at("build")):
+            for name in ("built", "staged", "proven"):  # an install that only copies would miss what was dropped, for ever
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.at("stamps", f"{name}.json"))
         self.forget_child()
 
 
@@ -152,7 +154,7 @@ def drop_unsure(folder: str) -> int:
             path = os.path.join(at, name)
             with contextlib.suppress(FileNotFoundError):
                 times[path] = os.lstat(path).st_mtime
-    last = max(times.values(), default=0.0)
+    last = min(max(times.values(), default=0.0), time.time())  # a file from the future says nothing about when the power went
     young = [path for path, when in times.items() if when > last - _UNSURE]
     if any(os.path.basename(path) in ("build.ninja", "Makefile", "CMakeCache.txt", ".config") for path in young):
         shutil.rmtree(folder)
