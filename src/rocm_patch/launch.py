@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rocm_patch.changes import prefix_means, prefix_reach, prefix_users
 from rocm_patch.diagnose.case import MASKS, OVERRIDE, Case
 from rocm_patch.diagnose.folklore import effect_of, to_drop
 from rocm_patch.diagnose.stack import integrated, legitimate_value, override
 from rocm_patch.errors import UsageError
 from rocm_patch.model import Setting
+from rocm_patch.root import Root
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,60 @@ def prepare(case: Case, environment: Mapping[str, str], keep: tuple[str, ...] = 
     return Launch(values, tuple(changes), tuple(warnings))
 
 
-def with_prefix(launch: Launch, folder: str) -> Launch:
-    """The same, with the libraries of a folder before all others that are not named by DT_RPATH.
+def with_prefix(launch: Launch, folder: str, sites: Sequence[str] = (), others: Sequence[str] = ()) -> Launch:
+    """The same, with the libraries of a folder before all others, by the means that the torches in these site folders need.
+
+    `others`: what the command may be for, where no torch is known to be its own. The libraries must fit one of them; none of
+    their files is loaded. A program of the system was once given a wheel's HIP by LD_PRELOAD, for MIOpen's sake, without a word.
 
     Raises:
         UsageError: there are no libraries in it.
+        RefusedError: they fit none of these torches.
     """
     folder = os.path.abspath(folder)
     found = [path for path in (f"{folder}/lib", f"{folder}/lib64") if os.path.isdir(path) and not os.path.islink(path)]
     if not found:
         raise UsageError(f"--prefix {folder}: there is no folder lib in it", "the one that a plan made is called current")
-    value = ":".join([*found, *filter(None, [launch.environment.get("LD_LIBRARY_PATH", "")])])
-    said = (*launch.changes, f"LD_LIBRARY_PATH={value}: the libraries of {folder} before all others")
-    return Launch({**launch.environment, "LD_LIBRARY_PATH": value}, said, launch.warnings)
+    given = prefix_reach.libraries(folder)
+    mine, theirs = ([there for site in group if (there := prefix_reach.place(Root("/"), site)) is not None] for group in (sites, others))
+    warnings = [*launch.warnings, *prefix_means.check(given, [*mine, *theirs])]
+    ways = [prefix_means.means(given, there, folder) for there in mine]
+    warnings += [way.lacks for way in ways if way.lacks]
+    for there in theirs:
+        way = prefix_means.means(given, there, folder)
+        if way.lacks or way.preload or way.folders:
+            warnings.append(way.lacks or f"{there.words} does not take it so: it is not known to be this command's; --python PATH names it")
+    preloads = {way.preload for way in ways if way.preload}
+    if len(preloads) > 1:
+        warnings.append("several torches keep libraries of their own, and this reaches none of them: name the one that is meant with --python")
+    values, said = dict(launch.environment), list(launch.changes)
+    _before(values, "LD_LIBRARY_PATH", found, ":")
+    more = [way for means in ways for way in means.folders if way not in values["LD_LIBRARY_PATH"].split(":")]
+    values["LD_LIBRARY_PATH"] = ":".join([values["LD_LIBRARY_PATH"], *dict.fromkeys(more)])
+    said.append(f"LD_LIBRARY_PATH={values['LD_LIBRARY_PATH']}: the libraries of {folder} before all others")
+    if len(preloads) == 1:
+        _before(values, "LD_PRELOAD", next(iter(preloads)), " ")
+        said.append(f"LD_PRELOAD={values['LD_PRELOAD']}: this torch keeps its own libraries otherwise, whatever LD_LIBRARY_PATH says")
+    if any(library.soname.startswith("libMIOpen.") for library in given):
+        private = prefix_users.databases(_cache_home(values), folder)
+        if values.get("MIOPEN_SYSTEM_DB_PATH"):
+            warnings.append(f"MIOPEN_SYSTEM_DB_PATH={values['MIOPEN_SYSTEM_DB_PATH']} stays: kernels that lie there are taken instead of this one's")
+        for name, inner in (("MIOPEN_USER_DB_PATH", "db"), ("MIOPEN_CUSTOM_CACHE_DIR", "kernels")):
+            if values.get(name):
+                warnings.append(f"{name}={values[name]} stays: what another MIOpen left there may hide what this one does")
+                continue
+            values[name] = f"{private}/{inner}"
+            said.append(f"{name}={values[name]}: of its own, as results of another MIOpen would hide what this one does")
+    return Launch(values, tuple(said), tuple(warnings))
+
+
+def _before(values: dict[str, str], name: str, words: Sequence[str], mark: str) -> None:
+    values[name] = mark.join([*words, *filter(None, [values.get(name, "")])])
+
+
+def _cache_home(values: Mapping[str, str]) -> str:
+    folder = values.get("XDG_CACHE_HOME", "")
+    return folder if folder.startswith("/") else os.path.join(values.get("HOME") or os.path.expanduser("~"), ".cache")
 
 
 def _helpful(case: Case, values: Mapping[str, str]) -> list[tuple[str, str, str]]:

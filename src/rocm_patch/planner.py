@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rocm_patch.changes import environment_places
+from rocm_patch.changes.prefix_reach import SYSTEM
 from rocm_patch.diagnose.case import OVERRIDE, SOUND, Case, own_version
 from rocm_patch.diagnose.folklore import effect_of, to_drop
 from rocm_patch.diagnose.stack import DROP_IN, legitimate_value
@@ -91,8 +92,21 @@ def steps(case: Case, diagnosis: Diagnosis, choices: Choices) -> tuple[Step, ...
         elif row.kind == "permissions":
             made.extend(_permissions(row, choices))
         elif row.kind in NAMED:
-            made.append(Step(id_, row.scope, {key: (value,) for key, value in (choices.values or {}).items() if key in row.parameters}))
+            given: dict[str, tuple[str, ...]] = {key: (value,) for key, value in (choices.values or {}).items() if key in row.parameters}
+            if row.kind == "prefix":
+                given["torch"] = _users(case, (choices.values or {}).get("torch", ""))
+            made.append(Step(id_, row.scope, given))
     return tuple(sorted(_merged(made), key=lambda step: (step.scope == "system", step.remedy)))
+
+
+def _users(case: Case, named: str) -> tuple[str, ...]:
+    """Whom libraries are for: the torch that is named by its Python, environment or site folder; else every one, and the system."""
+    if not named:
+        return (*(torch.site for torch in case.rocm_torches), SYSTEM)
+    sites = [torch.site for torch in case.machine.torches if torch.interpreter == named or f"{torch.site}/".startswith(f"{named}/")]
+    if named != SYSTEM and not sites:
+        raise UsageError(f"--set torch={named}: no torch is known there", "its Python, its environment's folder, or `system`; --python adds one")
+    return tuple(sites) or (SYSTEM,)
 
 
 def _check_values(case: Case, ids: Iterable[str], choices: Choices) -> None:

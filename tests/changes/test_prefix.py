@@ -112,6 +112,20 @@ def test_user_scope(root):
     assert snapshot(root) == before
 
 
+def test_what_it_left_in_a_cache_is_named(root):
+    """MIOpen's databases of a version are nobody's business but that version's, and made anew at any time."""
+    home, mark = root / "home/u", stage(root, "home/u/stage", FILES)
+    do(root, step("6.4.3", mark, "/home/u/stage", "patched-prefix"), "/home/u")
+    assert rollback(Locations(str(root), "/home/u"), everything=True)[0].verified[-1].endswith("as it was")
+    do(root, step("6.4.3", mark, "/home/u/stage", "patched-prefix"), "/home/u")
+    databases = home / f".cache/rocm-patch/miopen/miopen-6.4.3-{mark[:12]}"
+    databases.mkdir(parents=True)
+    (receipt,) = rollback(Locations(str(root), "/home/u"), everything=True)
+    assert receipt.outcome == "rolled back"
+    assert receipt.verified[-1].endswith(f"rm -r /home/u/.cache/rocm-patch/miopen/{databases.name}")
+    assert databases.is_dir()
+
+
 # ------------------------------------------------------------------ checked on the way
 
 
@@ -160,6 +174,8 @@ BAD = {
     "no digest": "file\t0644\t5\ta\n",
     "a link out": "link\t-\t../../etc/passwd\ta/b\n",
     "a link to a root path": "link\t-\t/etc/passwd\ta\n",
+    "a link out by way of another": "link\t-\t../../..\ta/b/c/up\nlink\t-\t../a/b/c/up/../evil.so\tlib/libx.so\n",
+    "a link through another": "link\t-\tc\ta\nlink\t-\t./a//e\tb\n",
     "a device": "device\t0644\t1:3\ta\n",
     "control characters": GOOD + "a\x1b[2J\n",
     "too few words": "file\t0644\ta\n",
@@ -177,8 +193,24 @@ def test_a_manifest_that_is_never_installed(text, root):
     assert not (root / "opt").exists()
 
 
+def test_a_stage_with_a_link_that_leads_out_by_way_of_another(tmp_path):
+    """`..` behind a link is above where the link leads: no word of the two leaves the folder, and the file that is opened does."""
+    stage = tmp_path / "stage"
+    (stage / "a/b/c").mkdir(parents=True)
+    (stage / "lib").mkdir()
+    (stage / "a/b/c/up").symlink_to("../../..")
+    (stage / "lib/libx.so").symlink_to("../a/b/c/up/../evil.so")
+    (tmp_path / "evil.so").write_text("evil")
+    assert (stage / "lib/libx.so").read_text() == "evil"
+    with pytest.raises(FormatError, match=r"goes through another, a/b/c/up"):
+        manifest_of(str(stage))
+    (stage / "lib/libx.so").unlink()
+    (stage / "lib/libx.so").symlink_to("../a/b/c/up")  # to a link, and through folders: as every library has them
+    assert len(parse(manifest_of(str(stage)))) == 2
+
+
 def test_words_that_are_refused():
-    for key, value in {"name": "../x", "version": "", "sha256": "5"}.items():
+    for key, value in {"name": "../x", "version": "1/2", "sha256": "5", "torch": "venv"}.items():
         given = step("1", "5" * 64, "/srv/one")
         with pytest.raises(RefusedError, match=key):
             prefix.validate(Step(given.remedy, "system", {**given.parameters, key: (value,)}), knowledge.load())
@@ -242,7 +274,7 @@ def test_a_program_that_has_it_loaded_holds_it(tmp_path, monkeypatch):
         argv = [COMPILER, "-shared", "-fPIC", f"-DNUMBER={number}", "-Wl,-soname,libwhich.so.1", "-o", str(folder / "libwhich.so.1"), str(source)]
         subprocess.run(argv, check=True)
     main = tmp_path / "main.c"
-    main.write_text("#include <stdio.h>\nint which(void);\nint main(void) { printf(\"%d\\n\", which()); fflush(stdout); return getchar() == -2; }\n")
+    main.write_text('#include <stdio.h>\nint which(void);\nint main(void) { printf("%d\\n", which()); fflush(stdout); return getchar() == -2; }\n')
     for name, tags in (("runpath", "--enable-new-dtags"), ("rpath", "--disable-new-dtags")):
         argv = [COMPILER, "-o", str(tmp_path / name), str(main), str(own / "libwhich.so.1"), f"-Wl,-rpath,{own},{tags}"]
         subprocess.run(argv, check=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,8 +20,6 @@ from rocm_patch.sources import build
 
 pytestmark = pytest.mark.skipif(not Path("/usr/bin/ninja").exists() or not Path("/usr/bin/cc").exists(), reason="needs cc and ninja")
 
-KILLS = 20
-
 
 def ended(child: subprocess.Popen) -> str:
     out, err = child.communicate(timeout=120)
@@ -37,12 +34,6 @@ def gone(folder: str) -> bool:
     while sessions(folder) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not sessions(folder)
-
-
-@pytest.mark.slow
-def test_killed_at_twenty_points_and_resumed_it_is_the_same(tmp_path):
-    """About a minute. A smaller number of kills is in the default run below."""
-    killed_at_points(tmp_path, KILLS)
 
 
 def test_killed_at_points_and_resumed_it_is_the_same(tmp_path):
@@ -91,21 +82,6 @@ def test_with_us_dies_what_we_started(tmp_path):
     # The shell is told to end at once; its sleep outlives it until the next build ends the session.
     with project.planned(source, tmp_path).work.locked():
         assert not sessions(folder)
-
-
-def test_ctrl_c_ends_all_and_goes_on_later(tmp_path):
-    source = project.plant(tmp_path / "source")
-    original = (source / "configure").read_text()
-    (source / "configure").write_text("touch $2/here; sleep 1000\n")
-    folder = project.planned(source, tmp_path).work.folder
-    child = project.start(source, tmp_path)
-    wait_for(Path(folder, "build/here"), child)
-    child.send_signal(signal.SIGINT)
-    child.communicate(timeout=30)
-    assert child.returncode not in (0, None)
-    assert not sessions(folder)
-    (source / "configure").write_text(original)
-    assert build.run(project.planned(source, tmp_path)).proven[0].loads == "yes"
 
 
 def test_after_a_reboot_half_written_objects_are_built_again(tmp_path):

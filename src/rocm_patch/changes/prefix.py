@@ -6,31 +6,36 @@
 
 BASE is /opt/rocm-patched, or `prefixes` in our folder of the user's data. What is copied was built and staged elsewhere, as
 a user: a step names the staged folder and the digest of its manifest, and every byte is checked against that on the way.
+A step also names whom it is for: site folders of torches, or the system. What fits none of them is refused (`prefix_means`).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Final
 
-from rocm_patch.changes import grown
-from rocm_patch.changes.kind import Change, Held, Kind, Look, Tables, Work
+from rocm_patch.changes import grown, prefix_means, prefix_reach, prefix_users
+from rocm_patch.changes.kind import NOTE, Change, Held, Kind, Look, Tables, Work
 from rocm_patch.changes.places import Ground
 from rocm_patch.changes.prefix_manifest import MANIFEST, Row, parse
 from rocm_patch.changes.record import digest
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.model import Step
-from rocm_patch.root import TEMPORARY_PREFIX, State, Tree, join
+from rocm_patch.root import TEMPORARY_PREFIX, Root, State, Tree, join
 
 SYSTEM_BASE: Final = "/opt/rocm-patched"
 CURRENT: Final = "current"
 PREFIX: Final = "prefix"
 FILE_LIMIT: Final = 1 << 30
 """Bytes of one file: the largest library of ROCm that we know has some 900 MiB."""
-_WORD: Final = re.compile(r"[a-z0-9][a-z0-9.+_]{0,31}")
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_WORDS: Final = {
+    "name": re.compile(r"[a-z0-9][a-z0-9.+_]{0,31}"),
+    "version": re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~_-]{0,47}"),  # what `build --version` takes
+    "sha256": re.compile(r"[0-9a-f]{64}"),
+}
 
 
 # ------------------------------------------------------------------ validate
@@ -42,14 +47,20 @@ def validate(step: Step, _tables: Tables) -> None:
     Raises:
         RefusedError: one is missing or is no name that we would make a folder of.
     """
-    for key in ("name", "version", "sha256"):
+    for key, shape in _WORDS.items():
         words = step.parameters.get(key, ())
-        if len(words) != 1 or not (_DIGEST if key == "sha256" else _WORD).fullmatch(words[0]):
+        if len(words) != 1 or not shape.fullmatch(words[0]):
             hint = "--set name=miopen --set version=6.4.3 --set sha256=DIGEST-OF-MANIFEST --set source=/STAGED/FOLDER"
             raise RefusedError(f"remedy {step.remedy}: {key} is missing or is not one", hint)
     source = step.parameters.get("source", ())
-    if len(source) > 1 or any(not path.startswith("/") or os.path.normpath(path) != path or "\0" in path for path in source):
+    if len(source) > 1 or not all(map(_absolute, source)):
         raise RefusedError(f"remedy {step.remedy}: source is one absolute path")
+    if not all(site == prefix_reach.SYSTEM or _absolute(site) for site in step.parameters.get("torch", ())):
+        raise RefusedError(f"remedy {step.remedy}: torch is the site folder of one, or {prefix_reach.SYSTEM!r}")
+
+
+def _absolute(path: str) -> bool:
+    return path.startswith("/") and os.path.normpath(path) == path and "\0" not in path
 
 
 # ------------------------------------------------------------------ render
@@ -70,7 +81,8 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
     """The version's folder, unless it is there, and the link.
 
     Raises:
-        RefusedError: two at once, no staged folder with this manifest, or something that is not ours in the way.
+        RefusedError: two at once, no staged folder with this manifest, libraries that fit nobody, or something that is not ours
+            in the way.
         FormatError: a manifest that is none.
     """
     if len(steps) > 1:
@@ -85,6 +97,7 @@ def render(steps: Sequence[Step], look: Look) -> tuple[Change, ...]:
         first = Change(folder, look.now(folder))
     else:
         raise RefusedError(f"{folder} is there and does not hold what its name says; it stays as it is", f"look at it: ls -la {folder}")
+    prefix_means.check(_libraries(steps[0], look), _places(steps[0], look.ground))
     now = look.now(current)
     if now.kind not in ("absent", "link"):
         raise RefusedError(f"{current} is a {now.kind} and no link of ours; it stays as it is")
@@ -114,6 +127,39 @@ def _manifest(step: Step, ground: Ground) -> bytes:
         raise RefusedError(f"/{source}/{MANIFEST} is not there, or is not the one that the step names by its sha256", "make a new plan")
     parse(found.data)
     return found.data
+
+
+# ------------------------------------------------------------------ whom it reaches
+
+
+def also(steps: Sequence[Step], look: Look) -> tuple[str, ...]:
+    """What a plan says of each torch: by what means it takes these libraries, or that nothing of ours reaches it."""
+    given, current = _libraries(steps[0], look), f"{base_in(look.ground)}/{CURRENT}"
+    lines = list[str]()
+    for there in _places(steps[0], look.ground):
+        wrong = prefix_means.misfits(given, there)
+        found = prefix_means.means(given, there, current)
+        lines += [f"not for everybody: {line}" for line in wrong] or [found.words or found.lacks]
+    if not lines:
+        lines.append("nothing is here that these would stand in for, so whether they fit is not known: --set torch=VENV names a torch")
+    return tuple(dict.fromkeys(lines)) if given else ()
+
+
+def _places(step: Step, ground: Ground) -> list[prefix_reach.Place]:
+    root = Root("/" if ground.live else ground.anchor)
+    found = (prefix_reach.place(root, site) for site in step.parameters.get("torch", (prefix_reach.SYSTEM,)))
+    return [there for there in found if there is not None]
+
+
+def _libraries(step: Step, look: Look) -> tuple[prefix_reach.Library, ...]:
+    """Of the version that is there, else of the staged folder."""
+    folder = look.ground.host(f"{folder_of(step, look.ground)}/{PREFIX}")
+    if os.path.isdir(folder):
+        return prefix_reach.libraries(folder)
+    if not step.parameters.get("source"):
+        return ()
+    tree, source = _source(step, look.ground)
+    return prefix_reach.libraries(f"{tree.anchor.rstrip('/')}/{source}")
 
 
 # ------------------------------------------------------------------ staging, checking, one rename
@@ -185,11 +231,14 @@ def _strange(tree: Tree, folder: str, rows: Sequence[Row]) -> str:
 
 
 def verify(steps: Sequence[Step], _changes: Sequence[Change], work: Work) -> tuple[str, ...]:
-    """The link leads to this version.
+    """The link leads to this version; in a rollback, what of it stays in a cache.
 
     Raises:
         RocmPatchError: it does not.
     """
+    if work.back:
+        left = filter(None, (prefix_users.left_behind(folder_of(step, work.ground), work.ground) for step in steps))
+        return tuple(f"{NOTE}MIOpen's databases of it stay, nothing else reads them: rm -r {shlex.quote(path)}" for path in dict.fromkeys(left))
     folder, current = folder_of(steps[0], work.ground), f"{base_in(work.ground)}/{CURRENT}"
     at = work.tree.state(work.ground.at(current))
     if at.target != f"{folder.rpartition('/')[2]}/{PREFIX}" or work.tree.state_kind(work.ground.at(f"{folder}/{PREFIX}")) != "folder":
@@ -214,41 +263,9 @@ def release(steps: Sequence[Step], look: Look) -> None:
         now = look.now(current)
         if now.kind == "link" and now.target.split("/")[-2:-1] == [folder.rpartition("/")[2]] and not look.ours(current):
             raise RefusedError(f"{current} was set by somebody else and leads to {folder}", f"set it elsewhere or remove it: rm {current}")
-        user = _environment_with(folder, look) or _process_with(folder, look.ground)
+        user = prefix_users.environment_with(folder, look) or prefix_users.process_with(folder, look.ground)
         if user:
             raise RefusedError(f"{folder} is in use: {user}", "end it or take it out there, then roll back again")
-
-
-def _environment_with(folder: str, look: Look) -> str:
-    """A virtual environment of ours in which a file names this version."""
-    if look.ground.scope != "user":
-        return ""
-    venvs = look.ground.at(f"{look.ground.data}/venvs")
-    for name in look.tree.names(venvs):
-        for inner in ("pyvenv.cfg", "bin/activate", "bin/activate.csh", "bin/activate.fish"):
-            try:
-                found = look.tree.state(f"{venvs}/{name}/{inner}", 1 << 20)
-            except (OSError, RocmPatchError):
-                continue
-            if folder.encode() in found.data:
-                return f"{look.ground.data}/venvs/{name}/{inner} names it"
-    return ""
-
-
-def _process_with(folder: str, ground: Ground) -> str:
-    """A running program that has a file of it mapped. One may be gone while it is looked at; others are closed to us."""
-    if not ground.live:
-        return ""
-    for number in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{number}/maps", "rb") as maps:
-                if f" {folder}/".encode() not in maps.read():
-                    continue
-            with open(f"/proc/{number}/comm", encoding="utf-8", errors="replace") as comm:
-                return f"process {number} ({comm.read().strip()}) has a library of it loaded"
-        except OSError:
-            continue
-    return ""
 
 
 def in_force(steps: Sequence[Step], look: Look) -> tuple[Held, ...]:
@@ -262,5 +279,6 @@ def in_force(steps: Sequence[Step], look: Look) -> tuple[Held, ...]:
 
 
 KIND: Final = Kind(
-    "prefix", ("user", "system"), "", validate, render, activate, verify, prepare=prepare, release=release, in_force=in_force
+    "prefix", ("user", "system"), "", validate, render, activate, verify,
+    prepare=prepare, release=release, in_force=in_force, also=also, asked_back=True,
 )  # fmt: skip

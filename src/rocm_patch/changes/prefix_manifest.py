@@ -6,12 +6,12 @@ link<TAB>-<TAB>target<TAB>path
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
 from typing import Final
 
-from rocm_patch.changes.record import digest
 from rocm_patch.errors import FormatError, RefusedError
 from rocm_patch.root import join, parent_of
 
@@ -35,6 +35,7 @@ def manifest_of(folder: str) -> bytes:
 
     Raises:
         RefusedError: something in it is neither a plain file nor a link that stays inside.
+        FormatError: a name that is never installed, or nothing at all.
     """
     lines = []
     for at, folders, files in os.walk(folder):
@@ -44,16 +45,25 @@ def manifest_of(folder: str) -> bytes:
             if path == MANIFEST:
                 continue
             if os.path.islink(host):
-                lines.append(f"link\t-\t{os.readlink(host)}\t{path}")
+                target = os.readlink(host)
+                if not _stays(path, target):
+                    raise RefusedError(f"{path} -> {target} is a link that leads out of the folder")
+                lines.append(f"link\t-\t{target}\t{path}")
             elif os.path.isfile(host):
-                with open(host, "rb") as file:
-                    mark = digest(file.read())
-                lines.append(f"file\t{'0755' if os.stat(host).st_mode & 0o100 else '0644'}\t{mark}\t{path}")
+                lines.append(f"file\t{'0755' if os.stat(host).st_mode & 0o100 else '0644'}\t{_mark(host)}\t{path}")
             else:
                 raise RefusedError(f"{host} is neither a file nor a link")
-    text = "".join(f"{line}\n" for line in sorted(lines)).encode()
+    text = "".join(f"{line}\n" for line in sorted(lines)).encode("utf-8", "surrogateescape")
     parse(text)
     return text
+
+
+def _mark(path: str) -> str:
+    value = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):  # a library may have 900 MiB
+            value.update(chunk)
+    return value.hexdigest()
 
 
 def parse(data: bytes) -> tuple[Row, ...]:
@@ -82,11 +92,26 @@ def parse(data: bytes) -> tuple[Row, ...]:
     above = {"/".join(path.split("/")[:depth]) for path in places for depth in range(1, path.count("/") + 1)}
     if above & places:
         raise FormatError(f"the manifest has {min(above & places)} as a folder and as something else")
+    links = {row.path for row in rows if row.kind == "link"}
+    for row in rows:
+        if row.kind == "link" and (way := _through(row.path, row.mark) & links):
+            raise FormatError(
+                f"the manifest's link {row.path} -> {row.mark} goes through another, {min(way)}: where it ends cannot be told from its words"
+            )
     return tuple(rows)
 
 
 def _inside(path: str) -> bool:
     return bool(path) and not path.startswith("/") and os.path.normpath(path) == path and path.split("/", 1)[0] not in ("..", ".", MANIFEST)
+
+
+def _through(path: str, target: str) -> set[str]:
+    """The folders on a link's way: `..` behind one that is a link itself is above where that leads, which may be out of the prefix."""
+    found, at = set[str](), parent_of(path)
+    for word in target.split("/")[:-1]:
+        at = parent_of(at) if word == ".." else join(at, word) if word not in ("", ".") else at
+        found.add(at)
+    return found
 
 
 def _stays(path: str, target: str) -> bool:

@@ -31,7 +31,8 @@ MODULES: Final = (
     "changes/initramfs_entry.py", "changes/journal.py", "changes/kernel_parameters.py", "changes/kind.py", "changes/loader_entries.py",
     "changes/modprobe.py", "changes/modprobe_config.py", "changes/permissions.py", "changes/places.py", "changes/prefix.py",
     "changes/entry_files.py", "changes/install_plugin.py", "changes/systemd_boot_trial.py", "changes/file_owners.py", "changes/neutralise.py",
-    "changes/prefix_manifest.py", "changes/preflight.py", "changes/preload.py", "changes/privileged.py", "changes/record.py",
+    "changes/prefix_elf.py", "changes/prefix_manifest.py", "changes/prefix_means.py", "changes/prefix_reach.py", "changes/prefix_users.py",
+    "changes/preflight.py", "changes/preload.py", "changes/privileged.py", "changes/record.py",
     "changes/system_tools.py", "changes/transaction.py", "changes/undo.py", "changes/unpack.py", "changes/venv.py", "changes/versions.py",
 )  # fmt: skip
 """All that root runs of ours; a test compares this with what is imported."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from rocm_patch.cli.common import JsonOption, verb
 from rocm_patch.errors import EXIT_FINE, EXIT_REFUSED
 
+EXIT_INTERRUPTED = 130
 _PREFIX = "/opt/rocm-patched/current"
 
 
@@ -52,8 +54,12 @@ def build(
         raise SystemExit(EXIT_REFUSED if plan.checks.misses else EXIT_FINE)
     if not as_json:
         building.say_plan(plan, words.console())
-    with building.Meter() as meter:
-        result = building_flow.run(plan, meter.say, meter.show)
+    try:
+        with building.Meter() as meter:
+            result = building_flow.run(plan, meter.say, meter.show)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: nothing is installed, what was built stays, and the same command goes on from there\n")
+        raise SystemExit(EXIT_INTERRUPTED) from None
     if as_json:
         documents.show(building.document(plan, result))
     else:

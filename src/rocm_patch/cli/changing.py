@@ -76,6 +76,8 @@ def steps_of(
         index = os.path.abspath(index)
     if pairs.get("venv"):
         pairs["venv"] = os.path.abspath(pairs["venv"])
+    if "/" in pairs.get("torch", ""):
+        pairs["torch"] = os.path.abspath(pairs["torch"])
     user, group = _who(root)
     choices = planner.Choices(tuple(remedies), pairs, index, found, sets=tuple(sets), user=user, group=group, untested=untested)
     made = planner.steps(case, diagnosis, choices)

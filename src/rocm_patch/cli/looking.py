@@ -78,7 +78,10 @@ def run(
     from dataclasses import replace
 
     from rocm_patch import launch
+    from rocm_patch.changes import prefix_reach
     from rocm_patch.diagnose.case import Case
+    from rocm_patch.machine import torches
+    from rocm_patch.root import Root
 
     command = context.args[1:] if context.args[:1] == ["--"] else list(context.args)
     if not command:
@@ -88,13 +91,15 @@ def run(
         raise UsageError(f"{command[0]}: there is no such program")
     named = [*python, program] if os.path.basename(program).startswith("python") else list(python)
     case = case_of("/", "", named)
-    if named and case.machine.torches:
-        # The torch of the command counts; what lies elsewhere on the machine does not.
-        own = [torch for torch in case.machine.torches if torch.interpreter in named]
-        case = Case(replace(case.machine, torches=tuple(own or case.machine.torches)), case.images, case.trials, case.knowledge)
+    interpreters = {found.interpreter for path in named for found in torches.named(Root("/"), path)}
+    own = tuple(torch for torch in case.machine.torches if torch.interpreter in interpreters)
+    if own:  # the torch of the command counts; what lies elsewhere on the machine does not
+        case = Case(replace(case.machine, torches=own), case.images, case.trials, case.knowledge)
     prepared = launch.prepare(case, dict(os.environ), tuple(keep))
     if prefix:
-        prepared = launch.with_prefix(prepared, prefix)
+        sites = tuple(torch.site for torch in case.rocm_torches)
+        mine, others = (sites, ()) if own else ((), (*sites, prefix_reach.SYSTEM))  # it need not be a torch
+        prepared = launch.with_prefix(prepared, prefix, mine, others)
     for line in (*prepared.changes, *(f"warning: {line}" for line in prepared.warnings)):
         sys.stderr.write(f"rocm-patch: {line}\n")
     if dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import Any, Final
@@ -12,6 +13,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from rocm_patch import codec
+from rocm_patch.changes import Locations
 from rocm_patch.model import SCHEMA
 from rocm_patch.sources.build import Plan, Result
 from rocm_patch.sources.build_run import Progress
@@ -48,8 +50,9 @@ def command(plan: Plan, result: Result) -> str:
     """What puts the result into use; empty for kernel objects, which are linked into a module before anybody could load them."""
     if plan.recipe.component == "kernel":
         return ""
-    words = f"--set name={plan.recipe.component} --set version={plan.version or 'local'} --set sha256={result.digest} --set source={result.staged}"
-    return f"rocm-patch plan --remedy patched-prefix {words}"
+    given = {"name": plan.recipe.component, "version": plan.version or "local", "sha256": result.digest, "source": result.staged}
+    words = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in given.items())
+    return f"rocm-patch plan --remedy patched-prefix {words} -o patched.json"
 
 
 def say_plan(plan: Plan, out: Console) -> None:
@@ -82,8 +85,18 @@ def say_result(plan: Plan, result: Result, out: Console) -> None:
     if result.reused:
         out.print(Text(f"done before: {', '.join(result.reused)}"))
     out.print(Text(f"staged in {result.staged}; sha256 of its manifest {result.digest}"), soft_wrap=True)
-    use = command(plan, result) or "objects prove that the patch compiles here; rocm-patch makes no module out of them"
+    use = command(plan, result)
+    if not use:
+        out.print(Text("nothing is installed: objects prove that the patch compiles here; rocm-patch makes no module out of them"), soft_wrap=True)
+        return
     out.print(Text(f"nothing is installed yet: {use}"), soft_wrap=True)
+    current = f"{Locations.here().data_home}/rocm-patch/prefixes/current"
+    for what, line in (
+        ("to put it there", "rocm-patch apply patched.json"),
+        ("to use it", f"rocm-patch run --prefix {shlex.quote(current)} -- python PROGRAM.py"),
+        ("to take it back", "rocm-patch rollback"),
+    ):
+        out.print(Text(f"{what}: {line}"), soft_wrap=True)
 
 
 class Meter:

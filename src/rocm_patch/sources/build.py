@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.sources import build_failures
+from rocm_patch.sources.build_checks import ELSEWHERE
 from rocm_patch.sources.build_plan import Plan, Request, plan
 from rocm_patch.sources.build_run import Progress
 from rocm_patch.sources.build_stages import BuildError, Result, Stages
@@ -40,4 +41,12 @@ def run(plan: Plan, say: Callable[[str], None] = lambda _: None, progress: Calla
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = build_failures.explain("No space left on device", "")
             raise RocmPatchError(f"{error.filename or plan.work.folder}: {reason.meaning}", reason.remedy) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            path = os.fsdecode(error.filename or plan.work.folder)
+            if os.path.commonpath((path, plan.work.folder)) == plan.work.folder:
+                raise RefusedError(
+                    f"{path} cannot be written: {error.strerror}", f"make it yours again, remove {plan.work.folder}, or: {ELSEWHERE}"
+                ) from error
+            hint = "give this user the right to it; or --source, for other sources"
+            raise RefusedError(f"{path} cannot be read by this user: {error.strerror}", hint) from error
         raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -16,11 +18,14 @@ from packaging.version import InvalidVersion, Version
 from rocm_patch.errors import RocmPatchError
 from rocm_patch.run import run
 from rocm_patch.sources.build_distribution import Distribution
-from rocm_patch.sources.build_recipe import Library, Recipe, Tool
+from rocm_patch.sources.build_memory import memory_free, process_limit
+from rocm_patch.sources.build_recipe import Library, Recipe, Tool, within
 
 PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:/opt/rocm/bin:/opt/rocm/llvm/bin"
 _RESERVE: Final = 1024
 """MiB that the rest of the machine keeps."""
+ELSEWHERE: Final = "set XDG_CACHE_HOME to a folder of yours elsewhere, as: XDG_CACHE_HOME=/var/tmp/$USER rocm-patch build ..."
+_UNFIT: Final = frozenset("\"'`$\\:;&|<>()[]{}*?#%!=,")
 _NUMBERS: Final = (re.compile(r"\d+(?:\.\d+)+"), re.compile(r"\d+"))
 
 
@@ -51,13 +56,15 @@ class Checks:
     disk_free: int
     memory_free: int
     places: Mapping[str, str]
-    """Folders of libraries that a recipe gives a name."""
+    """By name of a library that a recipe gives one: the folder of what was found; by NAME_file the file itself."""
     install: str
     """One command for all missing packages; empty where none is missing."""
+    marks: tuple[tuple[str, int, int], ...] = ()
+    """(path, bytes, ns) of every tool and library: an upgrade in place is another machine to a build."""
 
 
-def check(recipe: Recipe, distribution: Distribution, folder: str, jobs: int = 0) -> Checks:
-    """Look at the machine. `folder` is where the build will lie; `jobs` 0: as many as memory bears."""
+def check(recipe: Recipe, distribution: Distribution, folder: str, version: str = "", jobs: int = 0) -> Checks:
+    """Look at the machine. `folder` is where the build will lie; `version` what is built; `jobs` 0: as many as memory bears."""
     misses, notes, missing = list[Miss](), list[str](), list[Mapping[str, str]]()
     tools = dict[str, Found]()
     for tool in recipe.tool:
@@ -67,25 +74,38 @@ def check(recipe: Recipe, distribution: Distribution, folder: str, jobs: int = 0
         else:
             missing.append(tool.packages)
             misses.append(Miss(complaint, distribution.install([tool.packages])))
-    values = {**placeholders(tools), "kernel": os.uname().release}
+    values = {**placeholders(tools), **numbers(version)}
     places = dict[str, str]()
+    files = [os.path.realpath(found.path) for found in tools.values()]
     for library in recipe.library:
+        if library.versions and version and not within(version, library.versions):
+            continue
         packages = MappingProxyType({manager: fill(names, values) for manager, names in library.packages.items()})
         there, file = _has(library, values)
+        files += [file] if file else []
         if library.name and file:
-            places[library.name] = os.path.dirname(file)
+            places |= {library.name: os.path.dirname(file), f"{library.name}_file": file}
         if not there:
             missing.append(packages)
-            misses.append(Miss(f"{library.what} is not installed", distribution.install([packages])))
+            misses.append(Miss(f"{fill(library.what, values)} is not installed", distribution.install([packages])))
     install = distribution.install(missing) if missing else ""
-    disk = _disk(folder)
+    base = _there(folder)
+    if not os.path.isdir(base) or not os.access(base, os.W_OK | os.X_OK):
+        misses.append(Miss(f"{folder} cannot be made: {base} is no folder that this user can write", ELSEWHERE))
+    elif stranger := _stranger(folder):
+        misses.append(Miss(f"{folder}: {stranger} can be changed by others, and so could what is built there", ELSEWHERE))
+    if odd := unfit(folder):
+        misses.append(Miss(f"{folder}: make and CMake do not bear {odd} in a path", ELSEWHERE))
+    disk = _disk(base)
     used = _used(folder)
     if disk + used < recipe.disk:
-        misses.append(
-            Miss(f"{folder} lies where {disk} MiB are free; the build takes {recipe.disk} MiB", "free some, or set XDG_CACHE_HOME elsewhere")
-        )
+        misses.append(Miss(f"{folder} lies where {disk} MiB are free; the build takes {recipe.disk} MiB", f"free some, or: {ELSEWHERE}"))
     memory = memory_free()
     best = max(1, min(len(os.sched_getaffinity(0)), (memory - _RESERVE) // recipe.memory))
+    if 0 <= (limit := process_limit()) < recipe.memory:
+        misses.append(
+            Miss(f"a limit of {limit} MiB lies on each process; a compiler may take {recipe.memory} MiB", "ulimit -v unlimited -d unlimited")
+        )
     if memory < recipe.memory:
         misses.append(
             Miss(f"{memory} MiB of memory are free; one job alone may take {recipe.memory} MiB", "close other programs, or add swap: man swapon")
@@ -96,7 +116,7 @@ def check(recipe: Recipe, distribution: Distribution, folder: str, jobs: int = 0
         if path := shutil.which(name, path=PATH):
             tools[name] = Found(path, "")
             break
-    return Checks(tuple(misses), tuple(notes), MappingProxyType(tools), jobs or best, disk, memory, MappingProxyType(places), install)
+    return Checks(tuple(misses), tuple(notes), MappingProxyType(tools), jobs or best, disk, memory, MappingProxyType(places), install, _marks(files))
 
 
 def placeholders(tools: Mapping[str, Found]) -> dict[str, str]:
@@ -108,30 +128,22 @@ def placeholders(tools: Mapping[str, Found]) -> dict[str, str]:
     return values
 
 
+def numbers(version: str) -> dict[str, str]:
+    """Of what is built and of the kernel that runs; `{running}` is filled only where that is of the series that is built."""
+    release = os.uname().release
+    values = {"version": version, "kernel": release}
+    if series := re.match(r"\d+\.\d+", version):
+        values["series"] = series.group()
+        if re.match(rf"{re.escape(series.group())}(?!\d)", release):
+            values["running"] = release
+    return values
+
+
 def fill(text: str, values: Mapping[str, str]) -> str:
     """A text with its placeholders replaced; an unknown one stays, so that a pattern with it finds nothing."""
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", value)
     return text
-
-
-def memory_free() -> int:
-    """MiB that new processes may take: of the machine, or of the control group if that allows less."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        rows = dict(line.split(":", 1) for line in file)
-    free = int(rows["MemAvailable"].split()[0]) // 1024 + int(rows["SwapFree"].split()[0]) // 1024
-    try:
-        with open("/proc/self/cgroup", encoding="ascii") as file:
-            group = next((line.strip().split(":", 2)[2] for line in file if line.startswith("0::")), "/")
-        for base in (f"/sys/fs/cgroup{group}", "/sys/fs/cgroup"):
-            with open(f"{base}/memory.max", encoding="ascii") as top, open(f"{base}/memory.current", encoding="ascii") as now:
-                limit = top.read().strip()
-                if limit != "max":
-                    free = min(free, (int(limit) - int(now.read())) >> 20)
-                break
-    except (OSError, ValueError):
-        pass
-    return max(0, free)
 
 
 def _tool(tool: Tool) -> tuple[Found | None, str]:
@@ -176,9 +188,39 @@ def _has(library: Library, values: Mapping[str, str]) -> tuple[bool, str]:
         return False, ""
 
 
-def _disk(folder: str) -> int:
-    while not os.path.isdir(folder):
+def unfit(path: str) -> str:
+    """What in a path breaks make, CMake or the scripts of a build; empty if nothing does. The kernel refuses blanks and colons itself."""
+    if not path.isprintable():
+        return "characters that cannot be printed"
+    return ", ".join(dict.fromkeys("blanks" if letter.isspace() else letter for letter in path if letter in _UNFIT or letter.isspace()))
+
+
+def _there(folder: str) -> str:
+    """The nearest that there is on the way to a path."""
+    while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
+    return folder
+
+
+def _stranger(folder: str) -> str:
+    """What on the way to a path somebody else but root owns or may write to; a sticky folder, as /tmp, keeps everybody's own."""
+    group = os.getegid()
+    while folder != "/":
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(folder)
+            open_ = 0o022 if status.st_gid != group else 0o002
+            if status.st_uid not in (0, os.geteuid()) or (status.st_mode & open_ and not status.st_mode & stat.S_ISVTX):
+                return folder
+        folder = os.path.dirname(folder)
+    return ""
+
+
+def _marks(files: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
+    found = ((path, os.stat(path)) for path in sorted(set(files)) if os.path.exists(path))
+    return tuple((path, status.st_size, status.st_mtime_ns) for path, status in found)
+
+
+def _disk(folder: str) -> int:
     about = os.statvfs(folder)
     return about.f_bavail * about.f_frsize >> 20
 

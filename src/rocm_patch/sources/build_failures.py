@@ -14,6 +14,8 @@ from rocm_patch import codec
 _TAIL: Final = 4 << 20
 _LINE: Final = 4000
 _SHOWN: Final = 12
+_QUOTED: Final = re.compile(r"\s*\d*\s*\|")
+"""A compiler shows the source that it warns of; a program may well hold the words "No space left on device"."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,12 @@ def explain(text: str, packages: str) -> Reason:
     for row in load():
         pattern = _compiled(row.pattern)
         for number, line in enumerate(lines):
-            if match := pattern.search(line):
+            if not _QUOTED.match(line) and (match := pattern.search(line)):
                 named = next((group for group in match.groups() if group), "")
                 meaning, remedy = (words.replace("{1}", named).replace("{packages}", packages) for words in (row.meaning, row.remedy))
                 return Reason(row.id, meaning, remedy, tuple(lines[max(0, number - 2) : number + 3]))
-    return Reason("", "No known cause.", "The log holds the whole story; its end is above.", tuple(lines[-_SHOWN:]))
+    first = next((number for number, line in enumerate(lines) if line.startswith("CMake Error")), max(0, len(lines) - _SHOWN))
+    return Reason("", "No known cause.", "The log holds the whole story; where it went wrong is above.", tuple(lines[first : first + _SHOWN]))
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
 import re
@@ -13,14 +14,15 @@ from rocm_patch.errors import RefusedError, UsageError
 from rocm_patch.root import Root
 from rocm_patch.sources import build_distribution, fetch
 from rocm_patch.sources import patch as patching
-from rocm_patch.sources.build_checks import Checks, Miss, check
-from rocm_patch.sources.build_recipe import Recipe, choose
+from rocm_patch.sources.build_checks import Checks, Miss, check, unfit
+from rocm_patch.sources.build_recipe import Recipe, choose, within
 from rocm_patch.sources.build_work import Work, digest, state_folder
 from rocm_patch.sources.patch import Patch
 
 PREFIX: Final = "/opt/rocm-patched/current"
 """Where the `prefix` change puts it; a result is moved freely, the path is only what it calls its home."""
 _GFX: Final = re.compile(r"gfx[0-9a-f]{3,5}")
+_RELEASE: Final = re.compile(r"(?<![\d.])(\d+(?:\.\d+)+)(?![\d])")
 _VERSION: Final = re.compile(r"\d+(\.\d+){0,3}[A-Za-z0-9.+~-]{0,40}")
 
 
@@ -62,6 +64,8 @@ def plan(request: Request, recipes: tuple[Recipe, ...], root: Root, environment:
         raise UsageError(f"--gpu {request.gpu}: a target is meant, as gfx1010", "rocm-patch doctor names yours")
     if not os.path.isabs(request.prefix) or request.jobs < 0 or (request.version and not _VERSION.fullmatch(request.version)):
         raise UsageError("--prefix is an absolute path, --jobs a number, --version as 6.4.3")
+    if odd := unfit(request.prefix):
+        raise UsageError(f"--prefix {request.prefix}: make and CMake do not bear {odd} in a path")
     distribution = build_distribution.read(root)
     newest = choose(request.component, "", recipes)
     installed = _kernel() if newest.component == "kernel" else distribution.version_of(newest.installed)
@@ -74,13 +78,13 @@ def plan(request: Request, recipes: tuple[Recipe, ...], root: Root, environment:
             f"{recipe.component}-{version or 'unknown'}-{digest(origin.words, recipe.name, request.gpu, request.prefix)[:12]}",
         )
     )
-    checks = check(recipe, distribution, work.folder, request.jobs)
+    checks = check(recipe, distribution, work.folder, version, request.jobs)
     patches = _patches(request)
     if not patches and any("{objects}" in argv for argv in recipe.build):  # make without a target would build all of it
         raise UsageError(
             f"{recipe.component}: only patched objects are built, and no patch was named", "--patch ID, as `rocm-patch patches list` shows them"
         )
-    return Plan(request, recipe, version, installed, origin, patches, _with_versions(checks, request, version, installed), work)
+    return Plan(request, recipe, version, installed, origin, patches, _with_versions(checks, request, patches, version, installed), work)
 
 
 def _kernel() -> str:
@@ -91,9 +95,11 @@ def _kernel() -> str:
 
 
 def _told(source: str) -> str:
-    """The version that a Debian source tree or a kernel tells of itself."""
+    """The version that a Debian source tree, a kernel, a tag or the name of an archive tells."""
     if not os.path.isdir(source):
-        return ""
+        place, _, mark = source.partition("#")
+        names = (os.path.basename(place.rstrip("/")), "" if mark.startswith("sha256=") else mark)
+        return next((match.group(1) for name in reversed(names) if (match := _RELEASE.search(name))), "")
     for path, pattern in (
         ("debian/changelog", r"\A\S+ \((?:\d+:)?(\d+(?:\.\d+)+)"),
         ("Makefile", r"VERSION = (\d+)\nPATCHLEVEL = (\d+)\nSUBLEVEL = (\d+)"),
@@ -126,12 +132,21 @@ def _patches(request: Request) -> tuple[Patch, ...]:
     )
 
 
-def _with_versions(checks: Checks, request: Request, version: str, installed: str) -> Checks:
+def _with_versions(checks: Checks, request: Request, patches: tuple[Patch, ...], version: str, installed: str) -> Checks:
     """A library of another release than the installed ones does not fit the programs that are there."""
     misses, notes = list(checks.misses), list(checks.notes)
+    for patch in patches:  # upstream made it: better said now than when a gigabyte is unpacked
+        if patch.upstream.seen and version and not within(version, patch.versions):
+            words = f"{patch.id} is made for {patch.component} {patch.versions}, this is {version}; {patch.upstream.state}"
+            misses.append(Miss(words, "leave it out, or name another --version"))
+    source = request.source
+    if source not in ("", "apt") and not os.path.isdir(source) and not request.version and not _told(source):
+        misses.append(Miss(f"--source {source} does not tell which version it is", "name it: --version 6.4.3"))
     if installed and version and version.split(".")[:2] != installed.split(".")[:2]:
         words = f"the source is {version}, installed is {installed}"
-        if request.version:
+        if request.version and request.component == "kernel":
+            notes.append(f"{words}: these objects fit no module of the kernel that runs")
+        elif request.version:
             notes.append(f"{words}: programs built for {installed} may not load it")
         else:
             misses.append(Miss(f"{words}: programs built for {installed} would not load it", f"--version {version} builds it all the same"))
@@ -139,4 +154,4 @@ def _with_versions(checks: Checks, request: Request, version: str, installed: st
         misses.append(
             Miss("a build runs scripts of its sources, and as root they could do anything", "build as a user; --allow-root in a throw-away container")
         )
-    return Checks(tuple(misses), tuple(notes), checks.tools, checks.jobs, checks.disk_free, checks.memory_free, checks.places, checks.install)
+    return dataclasses.replace(checks, misses=tuple(misses), notes=tuple(notes))

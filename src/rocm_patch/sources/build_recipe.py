@@ -43,7 +43,9 @@ class Library:
     files: tuple[str, ...] = ()
     """Patterns of absolute paths, with the placeholders of commands."""
     name: str = ""
-    """`{name}` in commands is the folder of the file that was found."""
+    """`{name}` in commands is the folder of the file that was found, `{name_file}` the file."""
+    versions: str = ""
+    """Only these versions of the component need it; empty: all."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,7 @@ class Recipe:
 
     def fits(self, version: str) -> bool:
         """True if a version is in range; an unknown one (empty) fits the newest recipe only, which the caller takes care of."""
-        try:
-            return Version(version) in SpecifierSet(self.versions, prereleases=True)
-        except InvalidVersion:
-            return False
+        return within(version, self.versions)
 
 
 @functools.cache
@@ -154,6 +153,14 @@ def parse(text: str, where: str) -> tuple[Recipe, ...]:
     return recipes
 
 
+def within(version: str, versions: str) -> bool:
+    """True if a version lies in a range; what is no version does not."""
+    try:
+        return Version(version) in SpecifierSet(versions, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
 def choose(component: str, version: str, recipes: tuple[Recipe, ...]) -> Recipe:
     """The recipe for a version; for an unknown version the first. Raises UsageError with the ranges that there are."""
     known = [recipe for recipe in recipes if recipe.component == component]
@@ -178,6 +185,11 @@ def _complaints(recipe: Recipe) -> list[str]:
     for what, packages in needs:
         if missing := sorted(set(MANAGERS) - set(packages)):
             found.append(f"{what}: no packages for {', '.join(missing)}; '' says that there are none")
+    found += [
+        f"{library.what}: {library.versions!r} is no version range"
+        for library in recipe.library
+        if library.versions and not valid_range(library.versions)
+    ]
     for fix in recipe.fix:
         # It is made once, in a tree that comes into being by one rename; a replacement that holds what it replaces cannot be counted again.
         if fix.count < 1 or not fix.find or fix.find in fix.replace:

@@ -77,6 +77,10 @@ def execute(
         try:
             work.remember_child(child.pid)
             silent = _attend(child, log.write, stage, silence, say)
+            if child.returncode is None:
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+                # What a Makefile left in the background would write into the next stage. Before the leader is reaped its number is ours.
+                end_session(child.pid, "")
             code = child.wait()
         except BaseException:
             _end(child, work)

@@ -1,9 +1,7 @@
 """What a build made: a staged folder with its manifest, looked through by our own scan, tried by a child.
 
-The manifest is the one that the `prefix` change reads, one line for each file and link:
-
-    file<TAB>0644 or 0755<TAB>sha256<TAB>path
-    link<TAB>-<TAB>target<TAB>path
+The manifest is the one that the `prefix` change reads, made by its own function: with two of them a build could end well whose
+result was then refused.
 """
 
 from __future__ import annotations
@@ -16,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rocm_patch.errors import RefusedError, RocmPatchError
+from rocm_patch.changes import prefix_manifest
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.run import CLEAN, run
 from rocm_patch.sources.build_recipe import Proof
 
-MANIFEST: Final = "manifest"
+MANIFEST: Final = prefix_manifest.MANIFEST
 _TRY: Final = "import ctypes, os, sys; ctypes.CDLL(sys.argv[1], os.RTLD_NOW | os.RTLD_LOCAL)"
 
 
@@ -36,30 +35,16 @@ class Proven:
 
 
 def manifest_of(folder: str) -> bytes:
-    """Describe a folder. Raises RefusedError for what is neither a plain file nor a link that stays inside."""
-    lines = []
-    for at, folders, files in os.walk(folder):
-        for name in [*files, *(name for name in folders if os.path.islink(os.path.join(at, name)))]:
-            path = os.path.join(at, name)
-            relative = os.path.relpath(path, folder)
-            if relative == MANIFEST:
-                continue
-            if os.path.islink(path):
-                target = os.readlink(path)
-                if target.startswith("/") or os.path.normpath(os.path.join(os.path.dirname(relative), target)).split("/")[0] == "..":
-                    raise RefusedError(f"the result holds a link that leads out of it: {relative} -> {target}", "this is a gap of the recipe")
-                lines.append(f"link\t-\t{target}\t{relative}")
-            elif os.path.isfile(path):
-                value = hashlib.sha256()
-                with open(path, "rb") as file:
-                    while chunk := file.read(1 << 20):
-                        value.update(chunk)
-                lines.append(f"file\t{'0755' if os.stat(path).st_mode & 0o100 else '0644'}\t{value.hexdigest()}\t{relative}")
-            else:
-                raise RefusedError(f"the result holds {relative}, which is neither a file nor a link", "this is a gap of the recipe")
-    if not lines:
-        raise RefusedError("the build installed nothing", "this is a gap of the recipe")
-    return "".join(f"{line}\n" for line in sorted(lines)).encode("utf-8", "surrogateescape")
+    """Describe a folder as the `prefix` change reads it.
+
+    Raises:
+        RefusedError: the build installed nothing, or something that is never installed.
+    """
+    try:
+        return prefix_manifest.manifest_of(folder)
+    except (FormatError, RefusedError) as error:
+        words = "the build installed nothing" if not os.listdir(folder) else f"the result cannot be installed: {error.what}"
+        raise RefusedError(words, "this is a gap of the recipe") from error
 
 
 def whole(folder: str, digest: str) -> bool:

@@ -14,7 +14,7 @@ from rocm_patch.errors import RefusedError, RocmPatchError
 from rocm_patch.root import Root
 from rocm_patch.sources import build_distribution, build_failures, fetch
 from rocm_patch.sources import patch as patching
-from rocm_patch.sources.build_checks import PATH, fill, placeholders
+from rocm_patch.sources.build_checks import PATH, fill, numbers, placeholders
 from rocm_patch.sources.build_plan import Plan
 from rocm_patch.sources.build_recipe import Fix
 from rocm_patch.sources.build_run import Progress, execute
@@ -24,6 +24,15 @@ from rocm_patch.sources.tree import Sources
 
 _EPOCH: Final = "1577836800"
 """The build's date of birth, for tools that write one into their output: the same for each, so that results can be compared."""
+
+
+_SPOILS: Final = {
+    "unpacked": ("patched", "configured", "built", "staged", "proven"),
+    "patched": ("built", "staged", "proven"),
+    "configured": ("built", "staged", "proven"),
+    "built": ("staged", "proven"),
+    "staged": ("proven",),
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,10 @@ class Stages:
     def run(self) -> Result:
         """All of them."""
         os.makedirs(self.work.at("home"), mode=0o700, exist_ok=True)
+        remove(self.work.at("tmp"))  # a kill may have left much there
+        os.mkdir(self.work.at("tmp"), 0o700)
         fixes = [fix for fix in self.recipe.fix if self._wanted(fix)]
-        fetched = self._stage("fetched", fetch.identity(self.plan.origin), lambda: fetch.fetch(self.plan.origin, self.work, self.say))
+        fetched = self._stage("fetched", fetch.identity(self.plan.origin, self.work, self.say), lambda: fetch.fetch(self.plan.origin, self.work, self.say))
         unpacked = digest(fetched, [(fix.files, fix.find, fix.replace, fix.count) for fix in fixes])
         self._stage("unpacked", unpacked, lambda: self._unpack(fixes), self._is("source"))
         patched = digest(unpacked, [(patch.id, repr(patch.form)) for patch in self.plan.patches])
@@ -73,7 +84,7 @@ class Stages:
         return Result(self.work.at("staged"), str(mark), proven, tuple(self.reused))
 
     def _stage(self, name: str, inputs: str, do: Callable[[], object], good: Callable[[object], bool] = lambda _: True) -> object:
-        output, there = self.work.stage(name, inputs, do, good)
+        output, there = self.work.stage(name, inputs, do, good, _SPOILS.get(name, ()))
         if there:
             self.reused.append(name)
         return output
@@ -105,7 +116,16 @@ class Stages:
                 sources.revert(patch, tree)
         for patch in self.plan.patches:
             self.say(f"patching: {patch.id}")
-            files += [change.file for change in sources.apply(patch, tree).changes]
+            outlook = sources.apply(patch, tree)
+            if outlook.state == "upstream":
+                self.say(f"{patch.id}: {'; '.join(outlook.reasons)}")
+            files += [change.file for change in outlook.changes]
+        if not files and any("{objects}" in argv for argv in self.recipe.build):  # make without a target would build all of it
+            names = ", ".join(patch.id for patch in self.plan.patches)
+            raise RefusedError(
+                f"{self.recipe.component} {self.plan.version} has {names} already, upstream's own: there is nothing to build",
+                "the distribution's own build of this version will do",
+            )
         return sorted(set(files))
 
     def _prove(self) -> object:
@@ -155,7 +175,7 @@ class Stages:
 
     def _packages(self) -> str:
         distribution = build_distribution.read(Root("/"))
-        values = placeholders(self.plan.checks.tools)
+        values = {**placeholders(self.plan.checks.tools), **numbers(self.plan.version)}
         rows = [*(tool.packages for tool in self.recipe.tool), *(library.packages for library in self.recipe.library)]
         return fill(distribution.install(rows), values)
 
@@ -173,8 +193,7 @@ class Stages:
             **placeholders(self.plan.checks.tools),
             **self.plan.checks.places,
             **names,
-            "version": self.plan.version,
-            "kernel": os.uname().release,
+            **numbers(self.plan.version),
             "launcher": cache,
         }
 
@@ -195,6 +214,7 @@ class Stages:
             "PATH": PATH,
             "LC_ALL": "C.UTF-8",
             "HOME": self.work.at("home"),
+            "TMPDIR": self.work.at("tmp"),  # /tmp may be full, small or in memory; this place was looked at
             "SOURCE_DATE_EPOCH": _EPOCH,
             "NINJA_STATUS": "[%f/%t] ",
             "CCACHE_DIR": os.path.join(os.path.dirname(self.work.folder), "ccache"),
@@ -202,8 +222,8 @@ class Stages:
         }
         return {**base, **{name: filled for name, value in self.recipe.environment.items() if "{" not in (filled := fill(value, values))}}
 
-    def _versions(self) -> list[tuple[str, str]]:
-        return sorted((found.path, found.version) for found in self.plan.checks.tools.values())
+    def _versions(self) -> list[object]:
+        return [*sorted((found.path, found.version) for found in self.plan.checks.tools.values()), *self.plan.checks.marks]
 
 
 def _mend(folder: str, fixes: Sequence[Fix]) -> None:

@@ -17,7 +17,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,13 +73,19 @@ class Work:
         finally:
             os.close(descriptor)
 
-    def stage(self, name: str, inputs: str, do: Callable[[], Any], good: Callable[[Any], bool] = lambda _output: True) -> tuple[Any, bool]:
-        """The output of a stage, and whether it was there already: its inputs are the same and what it made is `good`."""
+    def stage(
+        self, name: str, inputs: str, do: Callable[[], Any], good: Callable[[Any], bool] = lambda _output: True, spoils: Sequence[str] = ()
+    ) -> tuple[Any, bool]:
+        """The output of a stage, and whether it was there already: its inputs are the same and what it made is `good`.
+
+        Done anew it `spoils` later stages, whatever their inputs: sources that were unpacked again are not patched, though a stamp says so.
+        """
         stamp = self._stamp(name)
         if stamp is not None and stamp["inputs"] == inputs and good(stamp["output"]):
             return stamp["output"], True
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.at("stamps", f"{name}.json"))
+        for stale in (*spoils, name):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.at("stamps", f"{stale}.json"))
         output = do()
         self._seal(name, {"inputs": inputs, "output": output})
         return output, False
@@ -130,8 +136,10 @@ class Work:
             pid, boot = 0, ""
         if boot == boot_id():
             end_session(pid, self.folder)
-        else:
-            drop_unsure(self.at("build"))
+        elif drop_unsure(self.at("build")):
+            for name in ("built", "staged", "proven"):  # an install that only copies would miss what was dropped, for ever
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.at("stamps", f"{name}.json"))
         self.forget_child()
 
 
@@ -146,7 +154,7 @@ def drop_unsure(folder: str) -> int:
             path = os.path.join(at, name)
             with contextlib.suppress(FileNotFoundError):
                 times[path] = os.lstat(path).st_mtime
-    last = max(times.values(), default=0.0)
+    last = min(max(times.values(), default=0.0), time.time())  # a file from the future says nothing about when the power went
     young = [path for path, when in times.items() if when > last - _UNSURE]
     if any(os.path.basename(path) in ("build.ninja", "Makefile", "CMakeCache.txt", ".config") for path in young):
         shutil.rmtree(folder)
@@ -165,6 +173,8 @@ def boot_id() -> str:
 
 def end_session(session: int, folder: str) -> None:
     """End all processes of a session that a build in this folder started. A reused number is not touched: its environment tells.
+
+    Without a folder all of the session: for whoever holds its leader, dead or alive, so that the number cannot be another's.
 
     Raises:
         RocmPatchError: one does not go.
@@ -189,8 +199,10 @@ def _members(session: int, folder: str) -> list[int]:
         try:
             if os.getsid(int(name)) != session:
                 continue
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state = file.read().rpartition(b") ")[2][:1]
             with open(f"/proc/{name}/environ", "rb") as file:
-                if wanted in file.read().split(b"\0"):  # a zombie's is empty: it has ended
+                if state not in b"ZX" and (not folder or wanted in file.read().split(b"\0")):
                     found.append(int(name))
         except (OSError, ValueError):
             continue

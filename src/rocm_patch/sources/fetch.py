@@ -138,9 +138,14 @@ def place(wanted: Origin, work: Work, mend: Callable[[str], None]) -> None:
     os.rename(new, work.at("source"))
 
 
+def _raise(error: OSError) -> None:
+    """A folder that cannot be read: left out in silence, it would be missed hours later, or never."""
+    raise error
+
+
 def _listing(folder: str) -> list[tuple[str, int, int]]:
     rows = []
-    for at, folders, names in os.walk(folder):
+    for at, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = sorted(set(folders) - _SKIP)
         for name in sorted(names):
             path = os.path.join(at, name)
@@ -151,7 +156,7 @@ def _listing(folder: str) -> list[tuple[str, int, int]]:
 
 def _copy(source: str, target: str) -> None:
     """Copy plain files and links that stay inside; sockets, devices and the records of version control stay behind."""
-    for at, folders, names in os.walk(source):
+    for at, folders, names in os.walk(source, onerror=_raise):
         folders[:] = [name for name in folders if name not in _SKIP]
         relative = os.path.relpath(at, source)
         os.makedirs(os.path.join(target, relative), mode=0o700, exist_ok=True)
@@ -188,6 +193,9 @@ def _download(wanted: Origin, path: str) -> str:
             return _same(wanted, _hash(path))
     part = f"{path}.part"
     have = os.path.getsize(part) if os.path.exists(part) else 0
+    if have and _hash(part) == wanted.mark:  # killed between the last byte and the name: a server has nothing to send from there on
+        os.rename(part, path)
+        return wanted.mark
     request = urllib.request.Request(wanted.place, headers={"User-Agent": "rocm-patch", **({"Range": f"bytes={have}-"} if have else {})})  # noqa: S310 - schemes were chosen in `origin`
     try:
         with urllib.request.urlopen(request, timeout=60) as answer, open(part, "ab" if have and answer.status == 206 else "wb") as file:  # noqa: S310
@@ -216,7 +224,7 @@ def _tool(program: str, arguments: Sequence[str], cwd: str, package: str) -> str
     if not path:
         raise RocmPatchError(f"{program} is not installed", package)
     keep = {name: os.environ[name] for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "APT_CONFIG", "SSL_CERT_FILE") if name in os.environ}
-    environment = {**CLEAN, **keep, "HOME": cwd, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+    environment = {**CLEAN, **keep, "HOME": cwd, "TMPDIR": cwd, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
     ended = run([path, *arguments], timeout=_HOUR, environment=environment, cwd=cwd)
     if ended.code != 0:
         raise RocmPatchError(f"{program} {arguments[0]} failed: {ended.text or ended.code}", _hint(ended.text))
@@ -248,11 +256,26 @@ def _clone(wanted: Origin, folder: str) -> str:
     return commit
 
 
+def _offered(wanted: Origin, archive: str) -> str:
+    """The package with the version that is wanted: apt by itself takes the newest of all suites. Raises RefusedError if none is offered."""
+    said = _tool("apt-cache", ["madison", wanted.place], archive, "apt is missing")
+    versions = list(dict.fromkeys(re.findall(r"(?m)^ *\S+ \| *(\S+) \|.* Sources$", said)))
+    for version in versions:
+        if re.match(rf"(\d+:)?{re.escape(wanted.mark)}([^\d.]|$)", version):
+            return f"{wanted.place}={version}"
+    if versions and wanted.mark:
+        series = ".".join(wanted.mark.split(".")[:2])
+        near = sorted(versions, key=lambda version: f"{version}.".startswith(f"{series}."), reverse=True)
+        words = f"the source packages of {wanted.place} here are {', '.join(near[:8])}; {wanted.mark} was asked for"
+        raise RefusedError(words, "sudo apt update, another --version, or --source with the address of a repository")
+    return wanted.place
+
+
 def _apt(wanted: Origin, archive: str) -> str:
     """The source package; apt checks the index by its signature, and we every file by the digests in its control file."""
     for name in os.listdir(archive):
         remove(os.path.join(archive, name))
-    package = f"{wanted.place}={wanted.mark}" if "-" in wanted.mark else wanted.place
+    package = f"{wanted.place}={wanted.mark}" if "-" in wanted.mark else _offered(wanted, archive)
     _tool("apt-get", ["source", "--download-only", "--only-source", package], archive, "apt-get is missing")
     control = next((name for name in sorted(os.listdir(archive)) if name.endswith(".dsc")), "")
     if not control:
