@@ -11,7 +11,7 @@ import pytest
 import rocm_stand_in as stand
 
 from rocm_patch.apply import apply
-from rocm_patch.changes import Locations, outlook, prefix_elf, prefix_means, prefix_reach
+from rocm_patch.changes import Locations, outlook, prefix_elf, prefix_means, prefix_reach, prefix_users
 from rocm_patch.changes.prefix_manifest import manifest_of
 from rocm_patch.errors import RefusedError
 from rocm_patch.launch import Launch, with_prefix
@@ -218,13 +218,20 @@ def test_the_systems_libraries_are_found_where_the_loader_looks(tmp_path):
         "usr/lib64/libamdhip64.so.6",
         "srv/x/libhsa-runtime64.so.1",
         "usr/lib64/libamdhip64.so.6.4.43484",
+        "usr/lib64/librocblas.so.4.0",
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
+    (tmp_path / "usr/lib/x86_64-linux-gnu").mkdir(parents=True)
+    for gone in ("libMIOpen.so.2", "libamdhip64.so.5"):  # what an upgrade left: a link to nothing is nobody's library
+        (tmp_path / "usr/lib/x86_64-linux-gnu" / gone).symlink_to(f"{gone}.0")
+    (tmp_path / "usr/lib64/librocblas.so.4").symlink_to("librocblas.so.4.0")
     (tmp_path / "etc/ld.so.conf.d").mkdir(parents=True)
     (tmp_path / "etc/ld.so.conf.d/x.conf").write_text("# a remark\n/srv/x\n")
     there = prefix_reach.place(Root(str(tmp_path)), prefix_reach.SYSTEM)
-    assert {name for names in there.uses.values() for name in names} == {"libMIOpen.so.1", "libamdhip64.so.6", "libhsa-runtime64.so.1"}
+    assert {name for names in there.uses.values() for name in names} == {
+        "libMIOpen.so.1", "libamdhip64.so.6", "libhsa-runtime64.so.1", "librocblas.so.4",
+    }  # fmt: skip
     (tmp_path / "empty").mkdir()
     assert prefix_reach.place(Root(str(tmp_path / "empty")), prefix_reach.SYSTEM) is None
 
@@ -297,6 +304,25 @@ def test_databases_of_its_own(made, tmp_path):
     assert "MIOPEN_USER_DB_PATH=/mine stays" in mine.warnings[0]
     assert "MIOPEN_USER_DB_PATH" not in with_prefix(Launch({}, (), ()), str(made / "patched/hip")).environment
     assert "MIOPEN_SYSTEM_DB_PATH=/x stays" in with_prefix(Launch({"MIOPEN_SYSTEM_DB_PATH": "/x"}, (), ()), current).warnings[0]
+
+
+def test_no_two_folders_share_databases(made, tmp_path):
+    """MIOpen takes a compiled kernel by its name: of two builds' staged folders, or of one that was staged again, the first one's."""
+
+    def databases(folder):
+        return prefix_users.databases("/c", str(folder))
+
+    folders = [tmp_path / name for name in ("miopen-6.4.3-aaaa/staged", "miopen-6.4.3-bbbb/staged", "opt/rocm", "data/opt/rocm", "opt/prefix")]
+    for folder in folders:
+        shutil.copytree(made / "patched/miopen", folder, symlinks=True)
+    assert len({databases(folder) for folder in folders}) == len(folders)
+    (tmp_path / "link").symlink_to(folders[0])
+    before = databases(folders[0])
+    assert before == databases(tmp_path / "link")
+    assert before.startswith("/c/rocm-patch/miopen/staged-")
+    library = folders[0] / "lib/libMIOpen.so.1.0"
+    library.write_bytes(library.read_bytes())  # the same size
+    assert databases(folders[0]) != before
 
 
 def test_every_file_that_is_cut_off_or_overwritten_reads_as_none_or_as_words(made, tmp_path):

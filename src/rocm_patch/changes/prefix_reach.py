@@ -103,7 +103,8 @@ def _system(root: Root) -> Place | None:
     versions = [f"opt/{name}/lib" for name in root.list("opt") if name.startswith("rocm-")]
     for folder in (*_SYSTEM_FOLDERS, *versions, *_configured(root)):
         for name in filter(_NUMBERED.fullmatch, root.list(folder)):
-            uses.setdefault(stem(name), set()).add(name)
+            if root.exists(f"{folder}/{name}"):  # an upgrade may leave a link to nothing
+                uses.setdefault(stem(name), set()).add(name)
     return Place(SYSTEM, _frozen(uses)) if uses else None
 
 

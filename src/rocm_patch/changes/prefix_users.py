@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import hashlib
 import os
+import re
 from typing import Final
 
 from rocm_patch.changes.kind import Look
@@ -11,6 +15,7 @@ from rocm_patch.errors import RocmPatchError
 
 DATABASES: Final = "miopen"
 """The folder in our cache below which each version has MIOpen's databases to itself."""
+_VERSION: Final = re.compile(r".*/(?P<name>[^/]+-[^/]+-[0-9a-f]{12})/prefix")
 
 
 def databases(cache: str, folder: str) -> str:
@@ -19,8 +24,22 @@ def databases(cache: str, folder: str) -> str:
     MIOpen finds a compiled kernel again by file name and options, not by its source, in a folder that is named by the release
     (src/include/miopen/kern_db.hpp, src/binary_cache.cpp): a patched kernel would never be compiled where the release's own was.
     """
-    parent, _, name = os.path.realpath(folder).rpartition("/")
-    return f"{cache}/{NAME}/{DATABASES}/{parent.rpartition('/')[2] if name == 'prefix' else name}"
+    folder = os.path.realpath(folder)
+    if version := _VERSION.fullmatch(folder):  # its name holds a digest of what is in it
+        return f"{cache}/{NAME}/{DATABASES}/{version['name']}"
+    # Two staged folders have one name, and one folder is staged again with another MIOpen in it.
+    mark = hashlib.sha256("\0".join([folder, *_identities(folder)]).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return f"{cache}/{NAME}/{DATABASES}/{os.path.basename(folder)}-{mark}"
+
+
+def _identities(folder: str) -> list[str]:
+    """Which files are the MIOpen of a folder, as far as it shows without reading hundreds of megabytes."""
+    found = []
+    for path in sorted(glob.glob(f"{glob.escape(folder)}/lib*/libMIOpen.*")):
+        with contextlib.suppress(OSError):
+            state = os.stat(path)
+            found.append(f"{path} {state.st_size} {state.st_mtime_ns}")
+    return found
 
 
 def left_behind(folder: str, ground: Ground) -> str:
