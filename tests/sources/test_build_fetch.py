@@ -8,6 +8,7 @@ import io
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -240,6 +241,17 @@ def test_what_was_compared_with_the_digest_is_what_is_unpacked(tmp_path):
     packed(source, archive)
     fetch.place(plan.origin, plan.work, lambda _: None)
     assert "other" not in Path(plan.work.folder, "source/sum.c").read_text()
+
+
+@needs_compiler
+def test_an_archive_that_somebody_removed_is_had_again_when_it_is_needed(tmp_path):
+    archive, digest = packed(project.plant(tmp_path / "source"), tmp_path / "small.tar.gz")
+    plan = project.planned(f"{archive}#sha256={digest}", tmp_path / "cache")
+    first = build.run(plan)
+    shutil.rmtree(Path(plan.work.folder, "archive"))
+    assert build.run(plan).reused == STAGES
+    shutil.rmtree(Path(plan.work.folder, "source"))
+    assert build.run(plan).digest == first.digest
 
 
 @pytest.fixture

@@ -92,6 +92,9 @@ def place(wanted: Origin, work: Work, mend: Callable[[str], None]) -> None:
     new = work.at("source.new")
     for name in ("source.new", "source", "build"):  # objects of other sources would pass for newer than these
         remove(work.at(name))
+    archive = work.at("archive")
+    if wanted.kind != "folder" and not (os.path.isdir(archive) and os.listdir(archive)):  # somebody made space; its stamp would stand for ever
+        fetch(wanted, work, lambda _: None)
     if wanted.kind == "folder":
         _copy(wanted.place, new)
     elif wanted.kind == "git":
