@@ -54,17 +54,23 @@ def prepare(case: Case, environment: Mapping[str, str], keep: tuple[str, ...] = 
     return Launch(values, tuple(changes), tuple(warnings))
 
 
-def with_prefix(launch: Launch, folder: str, sites: Sequence[str] = (), others: Sequence[str] = ()) -> Launch:
+def with_prefix(launch: Launch, folder: str, sites: Sequence[str] = (), others: Sequence[str] = (), keep: Sequence[str] = ()) -> Launch:
     """The same, with the libraries of a folder before all others, by the means that the torches in these site folders need.
 
     `others`: what the command may be for, where no torch is known to be its own. The libraries must fit one of them; none of
     their files is loaded. A program of the system was once given a wheel's HIP by LD_PRELOAD, for MIOpen's sake, without a word.
 
     Raises:
-        UsageError: there are no libraries in it.
+        UsageError: there are no libraries in it, LD_LIBRARY_PATH cannot name it, or is to be kept.
         RefusedError: they fit none of these torches.
     """
     folder = os.path.abspath(folder)
+    if "LD_LIBRARY_PATH" in keep:
+        raise UsageError("--keep LD_LIBRARY_PATH and --prefix: it is by LD_LIBRARY_PATH that a prefix is found", "give one of the two")
+    if cut := [mark for mark in prefix_means.CUTTING if mark in folder]:
+        raise UsageError(
+            f"--prefix {folder}: LD_LIBRARY_PATH cannot name a path with {' or '.join(cut)}", "reach it through a link: ln -s FOLDER LINK"
+        )
     found = [path for path in (f"{folder}/lib", f"{folder}/lib64") if os.path.isdir(path) and not os.path.islink(path)]
     if not found:
         raise UsageError(f"--prefix {folder}: there is no folder lib in it", "the one that a plan made is called current")
@@ -85,7 +91,9 @@ def with_prefix(launch: Launch, folder: str, sites: Sequence[str] = (), others: 
     more = [way for means in ways for way in means.folders if way not in values["LD_LIBRARY_PATH"].split(":")]
     values["LD_LIBRARY_PATH"] = ":".join([values["LD_LIBRARY_PATH"], *dict.fromkeys(more)])
     said.append(f"LD_LIBRARY_PATH={values['LD_LIBRARY_PATH']}: the libraries of {folder} before all others")
-    if len(preloads) == 1:
+    if len(preloads) == 1 and "LD_PRELOAD" in keep:
+        warnings.append("LD_PRELOAD stays, as --keep says: this torch keeps its own libraries otherwise, whatever LD_LIBRARY_PATH says")
+    elif len(preloads) == 1:
         _before(values, "LD_PRELOAD", next(iter(preloads)), " ")
         said.append(f"LD_PRELOAD={values['LD_PRELOAD']}: this torch keeps its own libraries otherwise, whatever LD_LIBRARY_PATH says")
     if any(library.soname.startswith("libMIOpen.") for library in given):
@@ -93,8 +101,8 @@ def with_prefix(launch: Launch, folder: str, sites: Sequence[str] = (), others: 
         if values.get("MIOPEN_SYSTEM_DB_PATH"):
             warnings.append(f"MIOPEN_SYSTEM_DB_PATH={values['MIOPEN_SYSTEM_DB_PATH']} stays: kernels that lie there are taken instead of this one's")
         for name, inner in (("MIOPEN_USER_DB_PATH", "db"), ("MIOPEN_CUSTOM_CACHE_DIR", "kernels")):
-            if values.get(name):
-                warnings.append(f"{name}={values[name]} stays: what another MIOpen left there may hide what this one does")
+            if values.get(name) or name in keep:
+                warnings.append(f"{name}={values.get(name, '')} stays: what another MIOpen left there may hide what this one does")
                 continue
             values[name] = f"{private}/{inner}"
             said.append(f"{name}={values[name]}: of its own, as results of another MIOpen would hide what this one does")

@@ -13,7 +13,7 @@ import rocm_stand_in as stand
 from rocm_patch.apply import apply
 from rocm_patch.changes import Locations, outlook, prefix_elf, prefix_means, prefix_reach, prefix_users
 from rocm_patch.changes.prefix_manifest import manifest_of
-from rocm_patch.errors import RefusedError
+from rocm_patch.errors import RefusedError, UsageError
 from rocm_patch.launch import Launch, with_prefix
 from rocm_patch.model import SCHEMA, Plan, Step
 from rocm_patch.root import Root
@@ -304,6 +304,32 @@ def test_databases_of_its_own(made, tmp_path):
     assert "MIOPEN_USER_DB_PATH=/mine stays" in mine.warnings[0]
     assert "MIOPEN_USER_DB_PATH" not in with_prefix(Launch({}, (), ()), str(made / "patched/hip")).environment
     assert "MIOPEN_SYSTEM_DB_PATH=/x stays" in with_prefix(Launch({"MIOPEN_SYSTEM_DB_PATH": "/x"}, (), ()), current).warnings[0]
+
+
+@pytest.mark.parametrize("mark", [":", ";", "$"])
+def test_a_folder_that_the_library_path_cannot_name_is_refused(made, mark, tmp_path):
+    """The loader would look in two other folders, or in none, and the program would take what it always takes."""
+    shutil.copytree(made / "patched/miopen", tmp_path / f"a{mark}LIB", symlinks=True)
+    with pytest.raises(UsageError, match=f"LD_LIBRARY_PATH cannot name a path with [{mark}]"):
+        with_prefix(Launch({}, (), ()), str(tmp_path / f"a{mark}LIB"))
+    (tmp_path / "link").symlink_to(f"a{mark}LIB")  # what the hint says
+    assert "LD_LIBRARY_PATH" in with_prefix(Launch({}, (), ()), str(tmp_path / "link")).environment
+    for site in ("wheel", "wheel-runpath"):
+        shutil.copytree(made / site, tmp_path / f"{site}{mark}LIB")
+        found = with_prefix(Launch({}, (), ()), str(made / "patched/miopen"), [str(tmp_path / f"{site}{mark}LIB")])
+        assert f"{mark}LIB" not in found.environment["LD_LIBRARY_PATH"] + found.environment.get("LD_PRELOAD", "")
+        assert "cannot name" in found.warnings[0]
+
+
+def test_what_is_to_be_kept_is_kept(made):
+    given, sites, folder = Launch({"LD_PRELOAD": "/mine.so"}, (), ()), [str(made / "wheel")], str(made / "patched/miopen")
+    names = ("LD_PRELOAD", "MIOPEN_USER_DB_PATH", "MIOPEN_CUSTOM_CACHE_DIR")
+    assert all(given.environment.get(name) != with_prefix(given, folder, sites).environment[name] for name in names)
+    found = with_prefix(given, folder, sites, keep=names)
+    assert found.environment == {"LD_PRELOAD": "/mine.so", "LD_LIBRARY_PATH": f"{folder}/lib"}
+    assert [next(name for name in names if line.startswith(name)) for line in found.warnings] == list(names)
+    with pytest.raises(UsageError, match="give one of the two|--keep LD_LIBRARY_PATH"):
+        with_prefix(given, folder, sites, keep=("LD_LIBRARY_PATH",))
 
 
 def test_no_two_folders_share_databases(made, tmp_path):

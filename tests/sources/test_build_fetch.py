@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
+import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,10 +23,14 @@ import build_project as project
 from rocm_patch.errors import FormatError, RefusedError, RocmPatchError, UsageError
 from rocm_patch.root import Root
 from rocm_patch.sources import build, fetch
+from rocm_patch.sources.build_work import Work
 from rocm_patch.sources.unpack import unpack
 
 needs_compiler = pytest.mark.skipif(not Path("/usr/bin/ninja").exists() or not Path("/usr/bin/cc").exists(), reason="needs cc and ninja")
 needs_git = pytest.mark.skipif(not Path("/usr/bin/git").exists(), reason="needs git")
+
+
+STAGES = ("fetched", "unpacked", "patched", "configured", "built", "staged", "proven")
 
 
 def packed(source: Path, archive: Path) -> tuple[Path, str]:
@@ -91,17 +97,27 @@ def test_an_address_without_a_digest_is_a_usage_error(tmp_path):
         project.planned("https://example.org/x.tar.gz", tmp_path)
 
 
+class Repository:
+    """A repository of our own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.commit("one")
+
+    def git(self, *words):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *identity, *words], cwd=self.folder, check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(self, words):
+        self.git("add", ".")
+        self.git("commit", "--quiet", "-m", words)
+
+
 @needs_git
 def test_a_commit_is_fetched_by_its_name(tmp_path):
     source = project.plant(tmp_path / "source")
-
-    def git(*words):
-        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
-        return subprocess.run(["git", *identity, *words], cwd=source, check=True, capture_output=True, text=True).stdout.strip()
-
-    git("init", "--quiet")
-    git("add", ".")
-    git("commit", "--quiet", "-m", "one")
+    git = Repository(source).git
     git("tag", "v1")
     commit = git("rev-parse", "HEAD")
     plan = project.planned(f"git+file://{source}#v1", tmp_path / "cache")
@@ -115,6 +131,127 @@ def test_a_commit_is_fetched_by_its_name(tmp_path):
     with pytest.raises(RocmPatchError) as failed:
         fetch.fetch(other.origin, other.work, lambda _: None)
     assert "no such tag" in failed.value.hint
+
+
+@needs_git
+@needs_compiler
+def test_a_branch_that_moved_is_fetched_anew(tmp_path):
+    repository = Repository(project.plant(tmp_path / "source"))
+    address = f"git+file://{repository.folder}#main"
+    first = build.run(project.planned(address, tmp_path))
+    assert build.run(project.planned(address, tmp_path)).reused == STAGES
+    (repository.folder / "sum.c").write_text((repository.folder / "sum.c").read_text() + "int small_more(void) { return 1; }\n")
+    repository.commit("two")
+    second = build.run(project.planned(address, tmp_path))
+    assert (second.reused, second.digest == first.digest) == ((), False)
+    repository.folder.rename(tmp_path / "away")
+    said = []
+    assert build.run(project.planned(address, tmp_path), said.append).reused == STAGES
+    assert [line for line in said if "what was fetched is taken" in line]
+
+
+@needs_git
+@pytest.mark.parametrize("mark", ["", "v1"])
+def test_what_a_reference_names_now_tells_sources_apart(tmp_path, mark):
+    repository = Repository(project.plant(tmp_path / "source"))
+    repository.git("tag", "v1")
+    work = Work(str(tmp_path))
+    asked = fetch.Origin("git", str(repository.folder), mark)
+    before = fetch.identity(asked, work, pytest.fail)
+    assert fetch.identity(asked, work, pytest.fail) == before
+    (repository.folder / "more.c").write_text("")
+    repository.commit("two")
+    repository.git("tag", "--force", "v1")
+    assert fetch.identity(asked, work, pytest.fail) != before
+
+
+@needs_git
+def test_a_commit_needs_no_asking(tmp_path):
+    """Its name tells the content: a build in a train goes on."""
+    assert fetch.identity(fetch.Origin("git", "file:///no/such/repository", "a" * 40), Work(str(tmp_path)), pytest.fail)
+
+
+@needs_git
+def test_settings_that_a_repository_holds_are_not_read(tmp_path):
+    """In a checkout that was git's home, its .gitconfig told git to write into any file of the user."""
+    repository = Repository(project.plant(tmp_path / "source"))
+    (repository.folder / ".gitconfig").write_text(f"[trace2]\n\tnormalTarget = {tmp_path}/written\n")
+    (repository.folder / ".config/git").mkdir(parents=True)
+    (repository.folder / ".config/git/config").write_text(f"[trace2]\n\teventTarget = {tmp_path}/written\n")
+    repository.commit("two")
+    fetch.fetch(fetch.Origin("git", str(repository.folder), "main"), Work(str(tmp_path / "work")), lambda _: None)
+    assert (tmp_path / "work/archive/git/.gitconfig").exists()
+    assert not (tmp_path / "written").exists()
+
+
+@needs_git
+def test_an_address_that_is_an_option_of_git_is_refused(tmp_path):
+    option = f"--upload-pack=touch {tmp_path}/written;"
+    with pytest.raises(UsageError, match="no repository has such an address"):
+        project.planned(f"git+{option}#x", tmp_path)
+    for mark in ("x", ""):
+        with pytest.raises(RocmPatchError, match="strange pathname"):
+            fetch.fetch(fetch.Origin("git", option, mark), Work(str(tmp_path / "work")), lambda _: None)
+        fetch.identity(fetch.Origin("git", option, mark), Work(str(tmp_path / "work")), pytest.fail)
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    "place", ["https://[bad/x.tar", "https://a b/x.tar", "http://h:port/x.tar", "http:///x.tar", "http://ä/x.tar", "http://h/\n.tar"]
+)
+def test_an_address_that_is_none_is_a_usage_error(tmp_path, place):
+    with pytest.raises(UsageError, match="no address that can be fetched"):
+        project.planned(f"{place}#sha256={'0' * 64}", tmp_path)
+
+
+def test_a_host_that_cannot_be_is_said(tmp_path):
+    plan = project.planned(f"http://{'a' * 70}.example/x.tar#sha256={'0' * 64}", tmp_path)
+    with pytest.raises(RocmPatchError, match="cannot be fetched"):
+        fetch.fetch(plan.origin, plan.work, lambda _: None)
+
+
+def test_what_keeps_size_and_date_is_another_folder(tmp_path):
+    source = project.plant(tmp_path / "source")
+    for name in ("one", "two"):
+        (source / name).mkdir()
+    (source / "folder").symlink_to("one")
+    asked, work = fetch.Origin("folder", str(source)), Work(str(tmp_path))
+    seen = [fetch.identity(asked, work, pytest.fail)]
+    path, about = source / "sum.c", (source / "sum.c").stat()
+    path.write_bytes(path.read_bytes().replace(b"x", b"y"))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    seen.append(fetch.identity(asked, work, pytest.fail))
+    path.chmod(0o755)
+    seen.append(fetch.identity(asked, work, pytest.fail))
+    (source / "folder").unlink()
+    (source / "folder").symlink_to("two")
+    seen.append(fetch.identity(asked, work, pytest.fail))
+    assert len(set(seen)) == len(seen)
+    assert fetch.identity(asked, work, pytest.fail) == seen[-1]
+
+
+def test_what_was_compared_with_the_digest_is_what_is_unpacked(tmp_path):
+    """The archive is another one by the time it is unpacked, as after an interruption."""
+    source = project.plant(tmp_path / "source")
+    archive, digest = packed(source, tmp_path / "small.tar.gz")
+    plan = project.planned(f"{archive}#sha256={digest}", tmp_path / "cache")
+    Path(plan.work.folder).mkdir(parents=True)
+    assert fetch.fetch(plan.origin, plan.work, lambda _: None) == digest
+    (source / "sum.c").write_text("int other;\n")
+    packed(source, archive)
+    fetch.place(plan.origin, plan.work, lambda _: None)
+    assert "other" not in Path(plan.work.folder, "source/sum.c").read_text()
+
+
+@needs_compiler
+def test_an_archive_that_somebody_removed_is_had_again_when_it_is_needed(tmp_path):
+    archive, digest = packed(project.plant(tmp_path / "source"), tmp_path / "small.tar.gz")
+    plan = project.planned(f"{archive}#sha256={digest}", tmp_path / "cache")
+    first = build.run(plan)
+    shutil.rmtree(Path(plan.work.folder, "archive"))
+    assert build.run(plan).reused == STAGES
+    shutil.rmtree(Path(plan.work.folder, "source"))
+    assert build.run(plan).digest == first.digest
 
 
 @pytest.fixture
@@ -164,8 +301,10 @@ def test_a_source_package_is_fetched_checked_and_built(tmp_path, distribution):
 
 @needs_compiler
 def test_of_the_versions_of_all_suites_the_wanted_one_is_taken(tmp_path, distribution):
-    """apt by itself takes the newest."""
+    """apt by itself takes the newest. One more of another release is no reason to fetch anew what has the wanted number."""
     pool = distribution[1]
+    asked, work = [fetch.Origin("apt", "rocr-runtime", mark) for mark in ("1.2.3", "")], Work(str(tmp_path))
+    before = [fetch.identity(one, work, pytest.fail) for one in asked]
     newer = (pool / "rocr-runtime-1.2.3").rename(pool / "rocr-runtime-1.10.0")
     (pool / "rocr-runtime_1.10.0.orig.tar.gz").write_bytes((pool / "rocr-runtime_1.2.3.orig.tar.gz").read_bytes())
     (newer / "debian/changelog").write_text((newer / "debian/changelog").read_text().replace("1.2.3-4", "1.10.0-1"))
@@ -175,6 +314,7 @@ def test_of_the_versions_of_all_suites_the_wanted_one_is_taken(tmp_path, distrib
     plan = project.planned("apt", tmp_path, project.recipes(**APT), distribution[0])
     assert build.run(plan).proven[0].soname == "libsmall.so.1"
     assert [path.name for path in Path(plan.work.folder, "archive").glob("*.dsc")] == ["rocr-runtime_1.2.3-4.dsc"]
+    assert [fetch.identity(one, work, pytest.fail) == then for one, then in zip(asked, before, strict=True)] == [True, False]
 
 
 def test_a_source_package_of_another_version_is_refused(tmp_path, distribution):
@@ -302,8 +442,13 @@ def test_what_the_machine_lacks_is_no_fault_of_the_archive(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("target", ["/etc/passwd", "../outside", "unit/../../outside", "up/../outside"])
+def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path, target):
+    """Also through another one."""
     source = project.plant(tmp_path / "source")
-    (source / "link").symlink_to("/etc/passwd")
+    (source / "p/q").mkdir(parents=True)
+    (source / "p/q/up").symlink_to("../..")
+    (source / "p/q/link").symlink_to(f"../../{target}" if target[0] == "." else target)
+    plan = project.planned(source, tmp_path / "cache")
     with pytest.raises(RefusedError, match="leads out"):
-        build.run(project.planned(source, tmp_path))
+        fetch.place(plan.origin, plan.work, lambda _: None)

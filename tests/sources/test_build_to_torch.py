@@ -158,6 +158,7 @@ def test_whose_torch_is_meant_is_said_by_the_command_or_by_python(home_without_b
         text = shown(home / "hip", words)
         assert "LD_PRELOAD=" in text, words
         assert "--python PATH" not in text, words
+    assert "warning: LD_PRELOAD stays" in shown(home / "hip", ["--keep", "LD_PRELOAD", "venv/bin/python"])
 
 
 def test_where_nothing_of_ours_reaches_the_plan_says_so_and_what_does(home, tmp_path, monkeypatch):

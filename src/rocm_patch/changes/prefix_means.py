@@ -5,9 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from rocm_patch.changes.prefix_reach import STACK, SYSTEM, Library, Place, stem
 from rocm_patch.errors import RefusedError
+
+CUTTING: Final = (":", ";", "$")
+"""What ends a path in LD_LIBRARY_PATH, or begins a word that the loader puts another in the place of ($LIB): ld.so(8)."""
 
 # ------------------------------------------------------------------ do they fit
 
@@ -89,11 +93,14 @@ def means(given: Sequence[Library], there: Place, folder: str) -> Means:
             # By the name that is asked for: the number is in the file. Names without it must stand there as they are.
             preload += [name for name in names if name != library.soname] or [library.soname]
     if not preload:
-        return Means(by_path, folders=tuple(dict.fromkeys(path.rpartition("/")[0] for path in brought)))
+        folders = tuple(dict.fromkeys(path.rpartition("/")[0] for path in brought))
+        if broken := next((path for path in folders if any(mark in path for mark in CUTTING)), ""):
+            return _by_hand(there, folder, wanted[0], f"LD_LIBRARY_PATH cannot name {broken}")
+        return Means(by_path, folders=folders)
     # What it needs by number is there under another name, and in any case not yet loaded when LD_PRELOAD is read.
     preload = list(dict.fromkeys([*brought, *preload]))
-    if broken := next((word for word in preload if " " in word or ":" in word), ""):
-        return _by_hand(there, folder, wanted[0], f"LD_PRELOAD cannot name {broken}: a blank or a colon in it")
+    if broken := next((word for word in preload if any(mark in word for mark in (" ", *CUTTING))), ""):
+        return _by_hand(there, folder, wanted[0], f"LD_PRELOAD cannot name {broken}")
     kept = sorted(there.held[key] for library in wanted if (key := stem(library.soname)) in there.held)
     how = "opened by its path from Python" if any(stem(library.soname) in there.opened for library in wanted) else "held by DT_RPATH"
     words = f"{there.words} has its own, {how}: {', '.join(kept)}. LD_LIBRARY_PATH does nothing there; `rocm-patch run --prefix` sets LD_PRELOAD"

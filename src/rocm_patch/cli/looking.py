@@ -99,7 +99,7 @@ def run(
     if prefix:
         sites = tuple(torch.site for torch in case.rocm_torches)
         mine, others = (sites, ()) if own else ((), (*sites, prefix_reach.SYSTEM))  # it need not be a torch
-        prepared = launch.with_prefix(prepared, prefix, mine, others)
+        prepared = launch.with_prefix(prepared, prefix, mine, others, keep)
     for line in (*prepared.changes, *(f"warning: {line}" for line in prepared.warnings)):
         sys.stderr.write(f"rocm-patch: {line}\n")
     if dry_run:

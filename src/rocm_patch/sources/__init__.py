@@ -12,15 +12,16 @@ None of this asks whether a patch is wise: whoever calls looks at `patch.status`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from rocm_patch.errors import RefusedError
+from rocm_patch.sources import marks
 from rocm_patch.sources.diff import unified
 from rocm_patch.sources.outlook import Change, Outlook, Site, examine
 from rocm_patch.sources.patch import Patch, find, load
 from rocm_patch.sources.tree import Sources
 
-__all__ = ["Change", "Outlook", "Patch", "Site", "Sources", "apply", "examine", "find", "load", "render", "revert"]
+__all__ = ["Change", "Outlook", "Patch", "Site", "Sources", "apply", "clear", "examine", "find", "load", "render", "revert"]
 
 
 def render(outlook: Outlook) -> bytes:
@@ -49,6 +50,22 @@ def revert(patch: Patch, sources: Sources) -> Outlook:
         raise RefusedError(f"{patch.id} cannot be taken out of {sources.folder}: {'; '.join(outlook.reasons)}", _hint(patch, outlook))
     _write(sources, ((change.file, change.current, change.original) for change in outlook.changes))
     return outlook
+
+
+def clear(sources: Sources, patterns: Iterable[str], kept: Collection[str]) -> None:
+    """Take all edits of ours out of the files that end like one of the patterns, of whatever version, but those of the patches to be kept.
+
+    Raises RefusedError where marks were changed by somebody: nothing is written then.
+    """
+    files = []
+    for path in sources.find(patterns):
+        now = without = sources.read(path)
+        for name in sorted(marks.names(now) - set(kept)):
+            without, _ = marks.strip(without, name)
+        if left := sorted(marks.names(without) - set(kept)):
+            raise RefusedError(f"{path}: what {', '.join(left)} wrote there was changed by somebody: it cannot be taken out", "start from other sources")
+        files.append((path, now, without))
+    _write(sources, files)
 
 
 def _hint(patch: Patch, outlook: Outlook) -> str:

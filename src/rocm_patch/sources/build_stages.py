@@ -106,14 +106,11 @@ class Stages:
 
     def _patch(self) -> list[str]:
         """The tree as it should be: wanted patches in, others of ours out. Returns the files that differ from upstream's."""
-        tree, files, wanted = Sources(self.work.at("source")), list[str](), {patch.id for patch in self.plan.patches}
-        for patch in patching.load().values():
-            if (
-                patch.component == self.recipe.component
-                and patch.id not in wanted
-                and sources.examine(patch, tree).state in ("applied", "partly applied")
-            ):
-                sources.revert(patch, tree)
+        tree, files = Sources(self.work.at("source")), list[str]()
+        ours = [patch for patch in patching.load().values() if patch.component == self.recipe.component]
+        # What another version of a patch wrote is no state that `apply` goes on from: it goes out as what nobody asked for does.
+        good = {patch.id for patch in self.plan.patches if sources.examine(patch, tree).state != "refused"}
+        sources.clear(tree, (pattern for patch in ours for pattern in patch.files), good)
         for patch in self.plan.patches:
             self.say(f"patching: {patch.id}")
             outlook = sources.apply(patch, tree)

@@ -1,14 +1,16 @@
-"""Where the sources come from: a folder, an archive, a release by address and SHA-256, a git commit, the distribution's source package.
+"""Bring the sources here: a folder, an archive, a release by address and SHA-256, a git commit, the distribution's source package.
 
-Origin  = what was asked for, settled: kind, place, and the digest or commit where one is known
-fetch   = Origin -> a file or nothing in WORK/archive, and a digest of what was got
-place   = that -> WORK/source, there whole by one rename
+identity = Origin -> a digest that changes whenever they must be fetched anew
+fetch    = Origin -> a file or nothing in WORK/archive, and a digest of what was got
+place    = that -> WORK/source, there whole by one rename
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
+import json
 import os
 import re
 import shutil
@@ -16,89 +18,54 @@ import stat
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
-from rocm_patch.errors import FormatError, RefusedError, RocmPatchError, UsageError
+from rocm_patch.errors import FormatError, RefusedError, RocmPatchError
 from rocm_patch.run import CLEAN, run
-from rocm_patch.sources.build_recipe import Recipe
 from rocm_patch.sources.build_work import Work, digest, remove
-from rocm_patch.sources.unpack import unpack
+from rocm_patch.sources.fetch_origin import Origin, origin
+from rocm_patch.sources.unpack import leads_out, unpack
 
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+__all__ = ["Origin", "fetch", "identity", "origin", "place"]
+
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-_REF: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,120}")
-_TARS: Final = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 _HOUR: Final = 3600.0
+_MINUTE: Final = 60.0
 _SKIP: Final = frozenset((".git", ".hg", ".svn", ".pc"))
 
 
-@dataclass(frozen=True)
-class Origin:
-    """`place` is a path, an address or a package; `mark` a SHA-256, a git reference or a package version, empty where none is known."""
+def identity(wanted: Origin, work: Work, say: Callable[[str], None]) -> str:
+    """Changes whenever the sources must be fetched anew.
 
-    kind: Literal["folder", "archive", "address", "git", "apt"]
-    place: str
-    mark: str = ""
-
-    @property
-    def words(self) -> str:
-        """For people."""
-        return f"{self.kind} {self.place}" + (f" ({self.mark})" if self.mark else "")
-
-
-def origin(asked: str, recipe: Recipe, version: str, manager: str) -> Origin:
-    """Settle what `--source` means; without it: the release of known digest, else the source package, else the repository's tag.
-
-    Raises:
-        UsageError: it is none of these, or an address without a digest.
+    That is with a folder's names, sizes and times, with the commit that a branch or tag names now, with the newest revision of a source
+    package. What cannot be asked, as without a network, counts as it was.
     """
-    place, _, mark = asked.partition("#")
-    if asked == "apt" or (not asked and manager == "apt" and recipe.apt and not _release(recipe, version)):
-        if manager != "apt" or not recipe.apt:
-            raise UsageError("--source apt: there is no source package here", "--source DIR, or the address of a repository")
-        return Origin("apt", recipe.apt, version)
-    if not asked:
-        if known := _release(recipe, version):
-            return known
-        if recipe.git and recipe.tag and version:
-            return Origin("git", recipe.git, recipe.tag.replace("{version}", version))
-        raise UsageError(f"which source of {recipe.component}?", "--version V, or --source DIR|apt|URL")
-    if os.path.isdir(asked):
-        return Origin("folder", os.path.realpath(asked))
-    if os.path.isfile(place):
-        return Origin("archive", os.path.realpath(place), _sha256(mark))
-    if place.startswith(("https://", "http://", "file://")) and place.endswith(_TARS):
-        if not mark:
-            raise UsageError(f"{place}: an address goes with its digest", f"--source '{place}#sha256=...'")
-        return Origin("address", place, _sha256(mark))
-    if place.startswith("git+") or (place.startswith("https://") and "://" in place):
-        reference = mark or (recipe.tag.replace("{version}", version) if version else "")
-        if reference and not _REF.fullmatch(reference):
-            raise UsageError(f"{reference!r} is no name of a commit, tag or branch")
-        return Origin("git", place.removeprefix("git+"), reference)
-    raise UsageError(f"--source {asked}: there is no such folder, file or address", "DIR, FILE.tar.gz, 'URL.tar.gz#sha256=...', 'URL#tag', or apt")
-
-
-def _release(recipe: Recipe, version: str) -> Origin | None:
-    return next((Origin("address", row.url, row.sha256) for row in recipe.archive if row.version == version), None)
-
-
-def _sha256(mark: str) -> str:
-    value = mark.removeprefix("sha256=").lower()
-    if mark and not _SHA256.fullmatch(value):
-        raise UsageError(f"{mark!r} is no SHA-256", "#sha256= and 64 hexadecimal digits")
-    return value
-
-
-def identity(wanted: Origin) -> str:
-    """Changes whenever the sources must be fetched anew. A folder is looked through: names, sizes, times."""
     if wanted.kind == "folder":
         return digest(wanted.place, _listing(wanted.place))
     if wanted.kind == "archive":
         about = os.stat(wanted.place)
-        return digest(wanted.place, wanted.mark, about.st_size, about.st_mtime_ns)
-    return digest(wanted.kind, wanted.place, wanted.mark)
+        return digest(wanted.place, wanted.mark, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    if wanted.kind == "address" or _COMMIT.fullmatch(wanted.mark):
+        return digest(wanted.kind, wanted.place, wanted.mark)
+    try:
+        if wanted.kind == "git":
+            now = _tool("git", ["ls-remote", "--quiet", "--", wanted.place, wanted.mark or "HEAD"], work.folder, "install git", _MINUTE)
+        else:
+            now = _offered(wanted, work.folder) if wanted.mark else " ".join(_versions(wanted.place, work.folder))
+    except RocmPatchError as error:
+        if before := _before(work):
+            say(f"{wanted.words}: whether there is a newer one cannot be asked, and what was fetched is taken: {error.what.splitlines()[0]}")
+        return before
+    return digest(wanted.kind, wanted.place, wanted.mark, now)
+
+
+def _before(work: Work) -> str:
+    """The identity of what was fetched here, as its stamp notes it; empty if nothing was."""
+    try:
+        with open(work.at("stamps", "fetched.json"), encoding="utf-8") as file:
+            return str(json.load(file)["inputs"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def fetch(wanted: Origin, work: Work, say: Callable[[str], None]) -> str:
@@ -111,10 +78,10 @@ def fetch(wanted: Origin, work: Work, say: Callable[[str], None]) -> str:
     say(f"fetching {wanted.words}")
     archive = work.at("archive")
     if wanted.kind == "folder":
-        return identity(wanted)
-    if wanted.kind == "archive":
-        return _same(wanted, _hash(wanted.place))
+        return identity(wanted, work, say)
     os.makedirs(archive, mode=0o700, exist_ok=True)
+    if wanted.kind == "archive":
+        return _take(wanted, os.path.join(archive, "release"))
     if wanted.kind == "address":
         return _download(wanted, os.path.join(archive, "release"))
     return _clone(wanted, os.path.join(archive, "git")) if wanted.kind == "git" else _apt(wanted, archive)
@@ -125,6 +92,9 @@ def place(wanted: Origin, work: Work, mend: Callable[[str], None]) -> None:
     new = work.at("source.new")
     for name in ("source.new", "source", "build"):  # objects of other sources would pass for newer than these
         remove(work.at(name))
+    archive = work.at("archive")
+    if wanted.kind != "folder" and not (os.path.isdir(archive) and os.listdir(archive)):  # somebody made space; its stamp would stand for ever
+        fetch(wanted, work, lambda _: None)
     if wanted.kind == "folder":
         _copy(wanted.place, new)
     elif wanted.kind == "git":
@@ -133,7 +103,7 @@ def place(wanted: Origin, work: Work, mend: Callable[[str], None]) -> None:
         control = next(name for name in sorted(os.listdir(work.at("archive"))) if name.endswith(".dsc"))
         _tool("dpkg-source", ["--no-copy", "-x", work.at("archive", control), new], work.folder, "sudo apt install dpkg-dev")
     else:
-        unpack(wanted.place if wanted.kind == "archive" else work.at("archive", "release"), new)
+        unpack(work.at("archive", "release"), new)
     mend(new)
     os.rename(new, work.at("source"))
 
@@ -143,14 +113,15 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _listing(folder: str) -> list[tuple[str, int, int]]:
+def _listing(folder: str) -> list[tuple[str, int, int, int]]:
+    """Links to folders too. The time of the last change of any kind tells also what keeps size and date: a mode, where a link leads."""
     rows = []
     for at, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = sorted(set(folders) - _SKIP)
-        for name in sorted(names):
+        for name in sorted([*names, *(name for name in folders if os.path.islink(os.path.join(at, name)))]):
             path = os.path.join(at, name)
             about = os.lstat(path)
-            rows.append((os.path.relpath(path, folder), about.st_size, about.st_mtime_ns))
+            rows.append((os.path.relpath(path, folder), about.st_size, about.st_mtime_ns, about.st_ctime_ns))
     return rows
 
 
@@ -165,7 +136,7 @@ def _copy(source: str, target: str) -> None:
             mode = os.lstat(path).st_mode
             if stat.S_ISLNK(mode):
                 leads = os.readlink(path)
-                if leads.startswith("/") or os.path.normpath(os.path.join(relative, leads)).split("/")[0] == "..":
+                if leads_out(relative, leads):
                     raise RefusedError(f"the link {path} leads out of the sources", "build from a folder without it")
                 os.symlink(leads, copy)
             elif stat.S_ISREG(mode):
@@ -184,6 +155,19 @@ def _same(wanted: Origin, found: str) -> str:
     if wanted.mark and found != wanted.mark:
         hint = "the file was changed or cut short: fetch it again, and compare the digest with the one that its makers publish"
         raise RefusedError(f"{wanted.place}: wrong checksum: SHA-256 is {found}, {wanted.mark} was expected", hint)
+    return found
+
+
+def _take(wanted: Origin, path: str) -> str:
+    """Copy an archive and look at what was copied: by the time it is unpacked another file can lie at the user's path."""
+    remove(path)
+    value = hashlib.sha256()
+    with open(wanted.place, "rb") as file, open(f"{path}.part", "wb") as copy:
+        while chunk := file.read(1 << 20):
+            value.update(chunk)
+            copy.write(chunk)
+    found = _same(wanted, value.hexdigest())
+    os.rename(f"{path}.part", path)
     return found
 
 
@@ -206,7 +190,7 @@ def _download(wanted: Origin, path: str) -> str:
     except urllib.error.HTTPError as error:
         remove(part)
         raise RocmPatchError(f"{wanted.place}: the server says {error.code} {error.reason}", "--source DIR builds what you have") from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException, ValueError) as error:
         raise RocmPatchError(
             f"{wanted.place} cannot be fetched: {error}", "try again: it goes on from there; --source DIR needs no network"
         ) from error
@@ -219,13 +203,14 @@ def _download(wanted: Origin, path: str) -> str:
     return found
 
 
-def _tool(program: str, arguments: Sequence[str], cwd: str, package: str) -> str:
+def _tool(program: str, arguments: Sequence[str], cwd: str, package: str, timeout: float = _HOUR) -> str:
     path = shutil.which(program, path=CLEAN["PATH"])
     if not path:
         raise RocmPatchError(f"{program} is not installed", package)
     keep = {name: os.environ[name] for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "APT_CONFIG", "SSL_CERT_FILE") if name in os.environ}
-    environment = {**CLEAN, **keep, "HOME": cwd, "TMPDIR": cwd, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
-    ended = run([path, *arguments], timeout=_HOUR, environment=environment, cwd=cwd)
+    # No home: in a checkout a .gitconfig of the repository was the user's own, and told git to write into any file.
+    git = {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"}
+    ended = run([path, *arguments], timeout=timeout, environment={**CLEAN, **keep, **git, "HOME": "/nonexistent", "TMPDIR": cwd}, cwd=cwd)
     if ended.code != 0:
         raise RocmPatchError(f"{program} {arguments[0]} failed: {ended.text or ended.code}", _hint(ended.text))
     return ended.out.decode("utf-8", "replace").strip()
@@ -248,7 +233,7 @@ def _clone(wanted: Origin, folder: str) -> str:
     os.makedirs(folder, mode=0o700)
     safe = ["-c", "core.hooksPath=/dev/null", "-c", "fetch.fsckObjects=true"]
     _tool("git", ["init", "--quiet", "."], folder, package)
-    _tool("git", [*safe, "fetch", "--quiet", "--depth=1", wanted.place, wanted.mark or "HEAD"], folder, package)
+    _tool("git", [*safe, "fetch", "--quiet", "--depth=1", "--", wanted.place, wanted.mark or "HEAD"], folder, package)
     _tool("git", [*safe, "checkout", "--quiet", "--detach", "FETCH_HEAD"], folder, package)
     commit = _tool("git", ["rev-parse", "HEAD"], folder, package)
     if _COMMIT.fullmatch(wanted.mark) and commit != wanted.mark:
@@ -256,10 +241,14 @@ def _clone(wanted: Origin, folder: str) -> str:
     return commit
 
 
-def _offered(wanted: Origin, archive: str) -> str:
+def _versions(package: str, folder: str) -> list[str]:
+    said = _tool("apt-cache", ["madison", package], folder, "apt is missing")
+    return list(dict.fromkeys(re.findall(r"(?m)^ *\S+ \| *(\S+) \|.* Sources$", said)))
+
+
+def _offered(wanted: Origin, folder: str) -> str:
     """The package with the version that is wanted: apt by itself takes the newest of all suites. Raises RefusedError if none is offered."""
-    said = _tool("apt-cache", ["madison", wanted.place], archive, "apt is missing")
-    versions = list(dict.fromkeys(re.findall(r"(?m)^ *\S+ \| *(\S+) \|.* Sources$", said)))
+    versions = _versions(wanted.place, folder)
     for version in versions:
         if re.match(rf"(\d+:)?{re.escape(wanted.mark)}([^\d.]|$)", version):
             return f"{wanted.place}={version}"

@@ -101,10 +101,10 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, top: str, f
         os.symlink(member.linkname, path)
     elif member.islnk():
         name = os.path.normpath(member.linkname)
-        target = os.path.join(folder, os.path.relpath(name, top) if top else name)
-        if not os.path.isfile(target):
+        first = os.path.join(folder, os.path.relpath(name, top) if top else name)
+        if not os.path.isfile(first):
             raise FormatError(f"the hard link {member.name!r} is to no file before it")
-        os.link(target, path, follow_symlinks=False)
+        os.link(first, path, follow_symlinks=False)
     else:
         source = tar.extractfile(member)
         if source is None:
