@@ -68,7 +68,8 @@ class Stages:
         remove(self.work.at("tmp"))  # a kill may have left much there
         os.mkdir(self.work.at("tmp"), 0o700)
         fixes = [fix for fix in self.recipe.fix if self._wanted(fix)]
-        fetched = self._stage("fetched", fetch.identity(self.plan.origin, self.work, self.say), lambda: fetch.fetch(self.plan.origin, self.work, self.say))
+        origin = self.plan.origin
+        fetched = self._stage("fetched", fetch.identity(origin, self.work, self.say), lambda: fetch.fetch(origin, self.work, self.say))
         unpacked = digest(fetched, [(fix.files, fix.find, fix.replace, fix.count) for fix in fixes])
         self._stage("unpacked", unpacked, lambda: self._unpack(fixes), self._is("source"))
         patched = digest(unpacked, [(patch.id, repr(patch.form)) for patch in self.plan.patches])
