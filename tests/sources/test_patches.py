@@ -212,10 +212,11 @@ def test_what_upstream_has_is_not_needed(tmp_path):
     assert taken(tree) == before
 
 
-BY_HAND = """
+ABOVE = """
 /* A look at one device,
  * as people add it by hand. */
-if (dev->gpu && dev->gpu->adev && dev->gpu->adev->pdev) {
+"""
+BY_HAND = """if (dev->gpu && dev->gpu->adev && dev->gpu->adev->pdev) {
 uint16_t device_id = dev->gpu->adev->pdev->device;
 if (device_id == 0x731F) {
 flags |= HSA_MEM_FLAGS_HOT_PLUGGABLE;
@@ -227,13 +228,13 @@ flags |= HSA_MEM_FLAGS_HOT_PLUGGABLE;
 def test_the_properties_patch_of_other_make_is_recognised_and_taken_out_to_the_byte(tmp_path):
     patch = sources.find("kernel-kfd-properties")
     path = "drivers/gpu/drm/amd/amdkfd/kfd_crat.c"
-    tree = plant(tmp_path, {path: crat(BY_HAND)})
+    tree = plant(tmp_path, {path: crat(ABOVE + BY_HAND)})
     outlook = sources.examine(patch, Sources(str(tree)))
     assert (outlook.state, len(outlook.sites)) == ("foreign", 1)
     with pytest.raises(RefusedError, match="of other make"):
         sources.apply(patch, Sources(str(tree)))
     sources.revert(patch, Sources(str(tree)))
-    assert (tree / path).read_text() == crat()
+    assert (tree / path).read_text() == crat(ABOVE)
     assert sources.examine(patch, Sources(str(tree))).state == "ready"
 
 

@@ -63,7 +63,8 @@ def clear(sources: Sources, patterns: Iterable[str], kept: Collection[str]) -> N
         for name in sorted(marks.names(now) - set(kept)):
             without, _ = marks.strip(without, name)
         if left := sorted(marks.names(without) - set(kept)):
-            raise RefusedError(f"{path}: what {', '.join(left)} wrote there was changed by somebody: it cannot be taken out", "start from other sources")
+            who = ", ".join(left)
+            raise RefusedError(f"{path}: what {who} wrote there was changed by somebody: it cannot be taken out", "start from other sources")
         files.append((path, now, without))
     _write(sources, files)
 

@@ -13,6 +13,9 @@ from typing import Final
 from rocm_patch.errors import RefusedError
 
 _INDENT: Final = re.compile(rb"[ \t]*\Z")
+_BLOCK: Final = re.compile(
+    rb"/\* rocm-patch (?P<name>[a-z0-9-]{1,80}) begin \*/(?:(?!/\* rocm-patch )[\s\S])*/\* rocm-patch (?P=name) end \*/\r?\n[ \t]*"
+)
 
 
 def inline(name: str, text: bytes) -> bytes:
@@ -38,6 +41,17 @@ def block(name: str, text: str, data: bytes, start: int) -> bytes:
     # Preprocessor lines start at the margin, the first line continues where the site's line was.
     whole = end.join(line.encode() if not line or line.startswith("#") else head + line.encode() for line in lines)
     return whole[len(head) :] + end + head
+
+
+def above(data: bytes, name: str, start: int) -> int:
+    """Where the block of a patch goes that is meant for `start`: blocks of several patches at one place are in the order of their names.
+
+    So the text is the same whichever came first. When each went next to the place, the first was taken for an edit of another version.
+    """
+    blocks = {match.end(): match for match in _BLOCK.finditer(data)}
+    while (block := blocks.get(start)) and name.encode() < block["name"]:
+        start = block.start()
+    return start
 
 
 def strip(data: bytes, name: str) -> tuple[bytes, int]:

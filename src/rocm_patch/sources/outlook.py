@@ -137,12 +137,15 @@ def _render(patch: Patch, file: _File, edits: list[tuple[Edit, Found]]) -> bytes
     data, pieces, at = file.text.data, [], 0
     for edit, found in sorted(edits, key=lambda pair: (pair[1].start, pair[1].end)):
         where = f"{file.path}:{_line(data, found.start)}"
-        if found.start < at:
+        start = marks.above(data, patch.id, found.start) if edit.before else found.start
+        if start < at:
             raise RefusedError(f"{where}: two edits overlap")
         old = data[found.start : found.end]
         try:
+            if edit.before and not found.among:
+                raise RefusedError("the place is the whole of what an if, an else or a loop without braces controls")
             if edit.before:
-                new, end = marks.block(patch.id, _filled(edit.before, found).decode("utf-8", "surrogateescape"), data, found.start), found.start
+                new, end = marks.block(patch.id, _filled(edit.before, found).decode("utf-8", "surrogateescape"), data, start), start
             elif edit.replace:
                 new, end = marks.instead(patch.id, _filled(edit.replace, found), old), found.end
             else:
@@ -150,29 +153,40 @@ def _render(patch: Patch, file: _File, edits: list[tuple[Edit, Found]]) -> bytes
                 new, end = head + old + tail, found.end
         except RefusedError as error:
             raise RefusedError(f"{where}: {error.what}") from error
-        pieces += [data[at : found.start], new]
+        pieces += [data[at:start], new]
         at = end
     patched = b"".join((*pieces, data[at:]))
     back, _ = marks.strip(patched, patch.id)
     if back != data:
         raise RefusedError(f"{file.path}: the edits could not be taken back to the byte here")
-    for language in sorted({edit.language for edit, _ in edits}):
-        if Text(patched, file.path).unread(language) > file.text.unread(language):
-            raise RefusedError(f"{file.path}: the patched text is no longer read as {language}")
+    _read(file, patched, [edit for edit, _ in edits])
     return patched
 
 
+def _read(file: _File, changed: bytes, places: Iterable[Place]) -> None:
+    """Raises RefusedError if the parser reads less of the changed text than of the one before."""
+    for language in sorted({place.language for place in places}):
+        if Text(changed, file.path).unread(language) > file.text.unread(language):
+            raise RefusedError(f"{file.path}: the changed text is no longer read as {language}")
+
+
 def _foreign(patch: Patch, found: list[tuple[_File, Found]]) -> Outlook:
+    """What others made by hand: `original` is the file without it. Refused where more than that would go."""
     changes, sites = [], []
     for file in dict.fromkeys(file for file, _ in found):
-        spans = sorted(file.text.with_comments(place) for other, place in found if other is file)
         data, without, at = file.text.data, list[bytes](), 0
-        for start, end in spans:
-            without.append(data[at : max(at, start)])
-            at = max(at, end)
-        changes.append(Change(file.path, file.current, b"".join((*without, data[at:])), data))
+        try:
+            spans = sorted(file.text.whole_lines(place) for other, place in found if other is file)
+            for start, end in spans:
+                without.append(data[at : max(at, start)])
+                at = max(at, end)
+            changes.append(Change(file.path, file.current, b"".join((*without, data[at:])), data))
+            _read(file, changes[-1].original, patch.foreign)
+        except RefusedError as error:
+            reason = f"{file.path} holds an edit of other make that only a person can take out: {error.what}"
+            return Outlook(patch.id, "refused", "", (), (reason,), ())
         sites += [Site(file.path, _line(data, start), "made by somebody else, without our marks") for start, _ in spans]
-    reason = f"{len(sites)} such edit{'s' * (len(sites) > 1)} of other make; `revert` takes it away"
+    reason = f"{len(sites)} such edit{'s' * (len(sites) > 1)} of other make; `revert` takes it away and leaves comments"
     return Outlook(patch.id, "foreign", "", tuple(sites), (reason,), tuple(changes))
 
 

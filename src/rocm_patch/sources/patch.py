@@ -99,7 +99,7 @@ class Patch:
     form: tuple[Form, ...]
     """The first is the one that most trees have; the others are for older and newer ones."""
     foreign: tuple[Place, ...] = ()
-    """The same change as others made it by hand: whole statements, with the comment above them."""
+    """The same change as others made it by hand: whole statements, none that something else hangs on."""
 
     @property
     def status(self) -> Status:

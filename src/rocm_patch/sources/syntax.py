@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rocm_patch.errors import FormatError
+from rocm_patch.errors import FormatError, RefusedError
 from rocm_patch.sources.patch import Language, Place
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Found:
     start: int
     end: int
     captures: Mapping[str, bytes]
+    among: bool
+    """True if it begins a statement or a line of its own, so that others can go before it: not if it is all that an `if` controls."""
 
 
 class Text:
@@ -50,6 +52,7 @@ class Text:
         if _depth(data) > DEEPEST:
             raise FormatError(f"{name}: more than {DEEPEST} brackets are open within each other: this is no source text")
         self._roots: dict[Language, tree_sitter.Node] = {}
+        self._dead = tuple(_dead(data)) if b"if" in data else ()
 
     def root(self, language: Language) -> tree_sitter.Node:
         """The syntax tree."""
@@ -71,8 +74,10 @@ class Text:
         for node in nodes:
             for captures in _matches(place.query, place.language, node):
                 site = captures["site"][0]
+                if any(site.start_byte in span for span in self._dead):
+                    continue
                 texts = {name: self.data[inner[0].start_byte : inner[0].end_byte] for name, inner in captures.items()}
-                found.setdefault((site.start_byte, site.end_byte), Found(site.start_byte, site.end_byte, texts))
+                found.setdefault((site.start_byte, site.end_byte), Found(site.start_byte, site.end_byte, texts, _among(site)))
         return tuple(found[span] for span in sorted(found))
 
     def has_function(self, place: Place) -> bool:
@@ -85,20 +90,20 @@ class Text:
         root = self.root(language)
         return len(_matches("(ERROR) @site", language, root)) + len(_matches("(MISSING) @site", language, root))
 
-    def with_comments(self, found: Found) -> tuple[int, int]:
-        """A whole statement as somebody added it: with the comments right above it and the empty line above those, in whole lines."""
+    def whole_lines(self, found: Found) -> tuple[int, int]:
+        """The lines of a statement. Raises RefusedError if anything else stands on them.
+
+        A comment above is not counted in: nobody can tell whether it was there for what follows.
+        """
         start = self.data.rfind(b"\n", 0, found.start) + 1
         end = self.data.find(b"\n", found.end)
         end = len(self.data) if end < 0 else end + 1
-        if comment := _COMMENT_ABOVE.search(self.data, 0, start):
-            start = comment.start()
-        if empty := _EMPTY_ABOVE.search(self.data, max(0, start - 80), start):
-            start = empty.start()
+        if self.data[start : found.start].strip() or self.data[found.end : end].strip():
+            raise RefusedError("something else stands on the lines of the statement")
         return start, end
 
 
-_COMMENT_ABOVE: Final = re.compile(rb"(?m:^)[ \t]*/\*(?:[^*]|\*(?!/))*\*/[ \t]*\r?\n\Z")
-_EMPTY_ABOVE: Final = re.compile(rb"(?<=\n)[ \t]*\r?\n\Z")
+_BODIES: Final = ("translation_unit", "compound_statement", "case_statement")
 
 
 def complaint_of(query: str, language: Language, capture: str) -> str:
@@ -143,6 +148,45 @@ def _matches(text: str, language: Language, node: tree_sitter.Node) -> list[dict
 def _functions(root: tree_sitter.Node, language: Language) -> Iterator[tree_sitter.Node]:
     # Everywhere, also within functions: where two branches of an #if open one brace each, the rest of the file is in that function.
     return (captures["site"][0] for captures in _matches("(function_definition) @site", language, root))
+
+
+def _dead(data: bytes) -> Iterator[range]:
+    """What no compiler sees: below an `#if 0`, or below the `#else` of an `#if 1`.
+
+    By lines, not by the tree: within an expression the parser does not read them as branches.
+    """
+    branches, at = [(False, False)], 0  # dead, by itself or what it is in; surely taken, or one before it
+    for match in _DIRECTIVE.finditer(data):
+        if not (word := match["word"]):
+            continue
+        if branches[-1][0]:
+            yield range(at, match.start())
+        at = match.end()
+        value = _VALUES.get(_SPACE.sub(b"", _COMMENT.sub(b"", match["condition"])).strip(b"()"))
+        if word.startswith(b"if"):
+            branches.append((branches[-1][0] or (word == b"if" and value is False), word == b"if" and value is True))
+        elif len(branches) > 1:
+            _, taken = branches.pop()
+            if word != b"endif":
+                dead = taken or (word == b"elif" and value is False)
+                branches.append((branches[-1][0] or dead, taken or (word == b"elif" and value is True)))
+
+
+_COMMENT: Final = re.compile(rb"//[^\n]*|/\*(?:[\s\S]*?\*/|[\s\S]*)")
+"""One that is never closed goes to the end, as an open string goes to its line's: to look on behind each would take the square of the time."""
+_DIRECTIVE: Final = re.compile(
+    _COMMENT.pattern
+    + rb"""|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])'"""
+    + rb"|(?m:^)[ \t]*\#[ \t]*(?P<word>if|ifdef|ifndef|elif|elifdef|elifndef|else|endif)\b(?P<condition>(?:\\\r?\n|[^\n])*)"
+)
+_VALUES: Final = {b"0": False, b"false": False, b"1": True, b"true": True}
+
+
+def _among(site: tree_sitter.Node) -> bool:
+    node = site
+    while (parent := node.parent) is not None and parent.type not in _BODIES and (parent.start_byte == site.start_byte or "preproc" in parent.type):
+        node = parent
+    return parent is not None and parent.type in _BODIES
 
 
 def _name(function: tree_sitter.Node) -> bytes:
