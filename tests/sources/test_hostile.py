@@ -96,8 +96,28 @@ def test_marks_come_out_of_any_bytes(data, at, text):
 def test_a_diff_of_any_bytes_has_all_lines_that_changed(before, after):
     text = unified("a/b", before, after)
     assert (text == b"") == (before == after)
-    added = [line for line in text.split(b"\n")[4:] if line.startswith(b"+")]
-    assert len(added) <= after.count(b"\n") + 1
+    assert rebuilt(text, before) == (before, after)
+
+
+def rebuilt(diff, before):
+    """Both sides as a reader of the diff has them; what it does not show is taken from `before`."""
+    lines, sides, at, last = before.split(b"\n"), ([], []), 0, b""
+    whole = [line + b"\n" for line in lines[:-1]] + [lines[-1]] * bool(lines[-1])
+    for line in diff.split(b"\n")[4:-1]:
+        if head := re.match(rb"@@ -(\d+)(?:,(\d+))? ", line):
+            start = int(head[1]) - (head[2] != b"0")
+            for side in sides:
+                side += whole[at:start]
+            at = start
+        elif line.startswith(b"\\"):
+            for side in sides[last == b"+" : 2 - (last == b"-")]:
+                side[-1] = side[-1][:-1]
+        else:
+            last = line[:1]
+            for side in sides[last == b"+" : 2 - (last == b"-")]:
+                side.append(line[1:] + b"\n")
+            at += last != b"+"
+    return tuple(b"".join([*side, *whole[at:]]) for side in sides)
 
 
 @pytest.mark.parametrize(
