@@ -19,7 +19,7 @@ SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e09
 def collect(root: Root, recorded: Recorded, user: User, log: Fact[tuple[str, ...]]) -> Platform:
     """Read it all; each answer by itself may be unknown."""
     kernel = _word(root, "proc/sys/kernel/osrelease")
-    release = _release(root)
+    release = os_release(root)
     return Platform(
         kernel=kernel,
         command_line=_command_line(root),
@@ -88,7 +88,8 @@ def _command_line(root: Root) -> Fact[tuple[str, ...]]:
     return Known(tuple(answer.value.split()), answer.source) if isinstance(answer, Known) else answer
 
 
-def _release(root: Root) -> Fact[dict[str, str]]:
+def os_release(root: Root) -> Fact[dict[str, str]]:
+    """The fields of os-release(5)."""
     for path in ("etc/os-release", "usr/lib/os-release"):
         answer = root.text(path)
         if isinstance(answer, Known) and answer.value is not None:

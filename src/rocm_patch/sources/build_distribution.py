@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from rocm_patch.errors import RocmPatchError
+from rocm_patch.machine.platform import os_release
 from rocm_patch.model import Known
 from rocm_patch.root import Root
 from rocm_patch.run import run
@@ -72,17 +73,13 @@ class Distribution:
 
 def read(root: Root) -> Distribution:
     """From os-release: its ID, else what it says that it is like, else the manager that is there."""
-    for path in ("etc/os-release", "usr/lib/os-release"):
-        answer = root.text(path)
-        if isinstance(answer, Known) and answer.value is not None:
-            pairs = dict(line.partition("=")[::2] for line in answer.value.splitlines() if "=" in line)
-            values = {key.strip(): value.strip().strip("\"'") for key, value in pairs.items()}
-            name = values.get("PRETTY_NAME") or values.get("ID", "this system")
-            for word in (values.get("ID", ""), *values.get("ID_LIKE", "").split()):
-                if manager := _BY_ID.get(word) or _BY_ID.get(word.partition("-")[0]):
-                    return Distribution(name, manager)
-            return Distribution(name, _there() if root.live else "")
-    return Distribution("this system", _there() if root.live else "")
+    answer = os_release(root)
+    values = answer.value if isinstance(answer, Known) else {}
+    name = values.get("PRETTY_NAME") or values.get("ID", "this system")
+    for word in (values.get("ID", ""), *values.get("ID_LIKE", "").split()):
+        if manager := _BY_ID.get(word) or _BY_ID.get(word.partition("-")[0]):
+            return Distribution(name, manager)
+    return Distribution(name, _there() if root.live else "")
 
 
 def _there() -> str:
