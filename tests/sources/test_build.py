@@ -152,8 +152,8 @@ def test_missing_packages_come_with_this_distributions_command(tmp_path, identit
     (tmp_path / "root/etc/os-release").write_text(RELEASE % (identity, like))
     plan = project.planned(project.plant(tmp_path / "source"), tmp_path, project.recipes(MORE), Root(str(tmp_path / "root")))
     assert plan.checks.install == command
-    assert [miss.what for miss in plan.checks.misses] == ["frobnicate is not installed", "libfrob is not installed"]
-    with pytest.raises(RefusedError, match="frobnicate is not installed"):
+    assert [miss.what for miss in plan.checks.misses] == ["not installed: frobnicate", "not installed: libfrob"]
+    with pytest.raises(RefusedError, match="not installed: frobnicate"):
         build.run(plan)
     assert not Path(plan.work.folder).exists()
 

@@ -279,7 +279,7 @@ def test_a_file_system_that_is_read_only(site, source):
 def test_a_tool_that_is_not_there(site, source, right):
     seen = site.build(source, setup="mount --bind /dev/null $(readlink -f /usr/bin/ninja)")
     assert seen.code == 5
-    assert "[missing] ninja is not installed: " in seen.out
+    assert "[to do] not installed: ninja: " in seen.out
     assert "all missing packages: " in seen.out
     assert "ninja" in seen.out.partition("all missing packages: ")[2]
     assert not (site.base / "home/.cache").exists()
@@ -291,7 +291,7 @@ def test_a_header_that_is_not_there(site, source, right):
     more = {"TEST_MORE": f'[[recipe.library]]\nwhat = "libfrob"\nfiles = ["{site.base}/frob.h"]\npackages = {names}\n'}
     seen = site.build(source, more=more)
     assert seen.code == 5
-    assert "[missing] libfrob is not installed: " in seen.out
+    assert "[to do] not installed: libfrob: " in seen.out
     assert "libfrob-dev" in seen.out
     (site.base / "frob.h").touch()
     assert digest(site.build(source, more=more)) == right

@@ -70,7 +70,7 @@ def say_plan(plan: Plan, out: Console) -> None:
     for note in checks.notes:
         out.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
     for miss in checks.misses:
-        out.print(Text("[missing] ", "bold red") + Text(f"{miss.what}: {miss.remedy}"), soft_wrap=True)
+        out.print(Text("[to do] ", "bold red") + Text(f"{miss.what}: {miss.remedy}"), soft_wrap=True)
     if checks.install:
         out.print(Text(f"all missing packages: {checks.install}"), soft_wrap=True)
 

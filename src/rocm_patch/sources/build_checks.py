@@ -87,7 +87,7 @@ def check(recipe: Recipe, distribution: Distribution, folder: str, version: str 
             places |= {library.name: os.path.dirname(file), f"{library.name}_file": file}
         if not there:
             missing.append(packages)
-            misses.append(Miss(f"{fill(library.what, values)} is not installed", distribution.install([packages])))
+            misses.append(Miss(f"not installed: {fill(library.what, values)}", distribution.install([packages])))
     install = distribution.install(missing) if missing else ""
     base = _there(folder)
     if not os.path.isdir(base) or not os.access(base, os.W_OK | os.X_OK):
@@ -147,7 +147,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def _tool(tool: Tool) -> tuple[Found | None, str]:
-    complaint = f"{tool.commands[0]} is not installed"
+    complaint = f"not installed: {os.path.basename(tool.commands[0])}"
     for command in tool.commands:
         path = shutil.which(command, path=PATH)
         if not path:
