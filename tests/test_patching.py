@@ -103,7 +103,7 @@ def test_a_harmful_patch_is_refused_unless_it_is_called_so(tmp_path):
 
 def test_what_others_added_by_hand_is_named_and_taken_away(tmp_path):
     path = "drivers/gpu/drm/amd/amdkfd/kfd_crat.c"
-    added = "\n\t\t\tif (dev->gpu)\n\t\t\t\tflags |= HSA_MEM_FLAGS_HOT_PLUGGABLE;"
+    added = "\n\t\t\tif (dev->gpu && dev->gpu->device == 0x731F)\n\t\t\t\tflags |= HSA_MEM_FLAGS_HOT_PLUGGABLE;"
     tree = plant(tmp_path, {path: crat(added + "\n")})
     ended = patches("apply", "kernel-kfd-properties", "--source", tree)
     assert (ended.returncode, b"of other make" in ended.stderr) == (5, True)
