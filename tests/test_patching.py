@@ -108,7 +108,7 @@ def test_what_others_added_by_hand_is_named_and_taken_away(tmp_path):
     ended = patches("apply", "kernel-kfd-properties", "--source", tree)
     assert (ended.returncode, b"of other make" in ended.stderr) == (5, True)
     assert patches("revert", "kernel-kfd-properties", "--source", tree).returncode == 0
-    assert (tree / path).read_text() == crat()
+    assert (tree / path).read_text() == crat("\n")
 
 
 @pytest.mark.parametrize(
