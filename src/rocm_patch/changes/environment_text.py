@@ -79,11 +79,11 @@ def in_force(item: Setting) -> str | None:
 def text_of(settings: Settings, form: Format, *, program: str = "", entry: str = "") -> str:
     """A file's text; `parse` reads it back. `program` is what a launcher starts, `entry` the menu entry that a copy is made of."""
     if form == "conf":
-        return HEAD + "".join(f"{line}\n" for line in _conf(settings))
+        return HEAD + "".join(f"{line}\n" for line in _always(settings, "{}={}"))
     if form == "unit":
         return HEAD + _SECTION[form] + "".join(f"{line}\n" for line in _unit(settings))
     if form == "manager":
-        return HEAD + _SECTION[form] + "".join(f"{line}\n" for line in _manager(settings))
+        return HEAD + _SECTION[form] + "".join(f"{line}\n" for line in _always(settings, 'DefaultEnvironment="{}={}"'))
     if form == "desktop":
         return _desktop(settings, entry)
     if form == "command":
@@ -118,11 +118,12 @@ def _shell_lines(name: str, item: Setting) -> Iterator[str]:
         yield f"export {name}='{item.value}'"
 
 
-def _conf(settings: Settings) -> Iterator[str]:
+def _always(settings: Settings, form: str) -> Iterator[str]:
+    """Forms that can only set, not take away: `form` has a place for the name and one for the value."""
     for name, item in sorted(settings.items()):
         for value in item.harmful:
             yield f"# not {name}={value}"
-        yield f"{name}={in_force(item)}"
+        yield form.format(name, in_force(item))
 
 
 def _unit(settings: Settings) -> Iterator[str]:
@@ -131,13 +132,6 @@ def _unit(settings: Settings) -> Iterator[str]:
             yield f'UnsetEnvironment="{name}={value}"'
         if item.value is not None:
             yield f'Environment="{name}={item.value}"'
-
-
-def _manager(settings: Settings) -> Iterator[str]:
-    for name, item in sorted(settings.items()):
-        for value in item.harmful:
-            yield f"# not {name}={value}"
-        yield f'DefaultEnvironment="{name}={in_force(item)}"'
 
 
 def _desktop(settings: Settings, entry: str) -> str:

@@ -84,11 +84,14 @@ class Work:
         if stamp is not None and stamp["inputs"] == inputs and good(stamp["output"]):
             return stamp["output"], True
         for stale in (*spoils, name):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.at("stamps", f"{stale}.json"))
+            self._unstamp(stale)
         output = do()
         self._seal(name, {"inputs": inputs, "output": output})
         return output, False
+
+    def _unstamp(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.at("stamps", f"{name}.json"))
 
     def _stamp(self, name: str) -> dict[str, Any] | None:
         try:
@@ -137,9 +140,7 @@ class Work:
         if boot == boot_id():
             end_session(pid, self.folder)
         elif drop_unsure(self.at("build")):
-            for name in ("built", "staged", "proven"):  # an install that only copies would miss what was dropped, for ever
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.at("stamps", f"{name}.json"))
+            self._unstamp("built")  # an install that only copies would miss what was dropped, for ever
         self.forget_child()
 
 
